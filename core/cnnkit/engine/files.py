@@ -1,0 +1,72 @@
+"""Atomic outputs: a file is either whole under its name, or not there.
+
+Standard library only.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from cnnkit.errors import UsageError
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary path beside ``path`` that takes its name when the block ends well.
+
+    The temporary name keeps all suffixes (``.nii.gz``), because writers choose the format by them.
+    On an exception the temporary file is removed and ``path`` is left as it was.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=".part-", suffix="-" + path.name, dir=path.parent)
+    os.close(handle)
+    part = Path(name)
+    try:
+        yield part
+        part.chmod(0o666 & ~_umask())  # mkstemp's 0600 would hide results from colleagues.
+        with open(part, "rb") as stream:
+            os.fsync(stream.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> Path:
+    """Write UTF-8 text atomically and return the path."""
+    with atomic_path(path) as part:
+        part.write_text(text, encoding="utf-8")
+    return Path(path)
+
+
+def write_json(path: str | os.PathLike[str], data: Any) -> Path:
+    """Write indented JSON atomically and return the path."""
+    return write_text(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+
+
+def writable_folder(path: str | os.PathLike[str]) -> Path:
+    """Create the folder if needed and prove that a file can be written in it.
+
+    Raises:
+        UsageError: If it cannot, naming the folder and the system's reason.
+    """
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(prefix=".probe-", dir=path):
+            pass
+    except OSError as error:
+        raise UsageError(f"output folder {path} is not writable ({error.strerror or error}); choose another with -o") from error
+    return path

@@ -1,0 +1,169 @@
+"""Plugins: what a package offers is declared as data, found by entry point, and imported on use.
+
+Standard library only. A package offers itself by one line of its ``pyproject.toml``::
+
+    [project.entry-points."cnnkit.plugins"]
+    medseg = "cnnkit_medseg:PLUGIN"
+
+and ``cnnkit_medseg/__init__.py`` holds nothing but the manifest.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import importlib.util
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from cnnkit.errors import PluginError, RegistryError, unknown
+from cnnkit.registry import Entry, resolve
+
+API = 1
+GROUP = "cnnkit.plugins"
+
+KNOWN = {
+    "medseg": "Segment organs, tissues and lesions in CT and MR volumes.",
+}
+"""Plugins of this repository, so that one that is not installed is answered with its install line."""
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """The manifest of a plugin: a frozen dataclass of strings.
+
+    Args:
+        name: The word on the command line (``cnnkit run NAME``).
+        api: Version of the plugin interface that it speaks (:data:`API`).
+        summary: One line for people.
+        task: ``"module:Class"`` of the task (see :class:`cnnkit.task.Task`).
+        run: ``"module:Class"`` of the dataclass with the options of ``run``; its module imports no torch.
+        requires: Import names of the libraries that it needs, checked by ``cnnkit doctor``.
+        models: Entries by name; a name starts with ``"<plugin>/"``.
+        commands: ``"module:attribute"`` of extra click commands, by name: ``cnnkit <plugin> <command>``.
+        checkpoint: File name of the built-in checkpoint inside the package, or empty.
+    """
+
+    name: str
+    api: int
+    summary: str
+    task: str
+    run: str
+    requires: tuple[str, ...] = ()
+    models: Mapping[str, Entry] = field(default_factory=dict)
+    commands: Mapping[str, str] = field(default_factory=dict)
+    checkpoint: str = ""
+
+    def __post_init__(self) -> None:
+        for name in self.models:
+            if not name.startswith(self.name + "/"):
+                raise PluginError(f"plugin {self.name!r} names a model {name!r}; a plugin's model names start with '{self.name}/'")
+
+    def load_task(self) -> type[Any]:
+        """Import and return the task class.
+
+        Raises:
+            PluginError: If a library that the plugin needs is missing.
+        """
+        return self._load(self.task)
+
+    def load_run(self) -> type[Any]:
+        """Import and return the dataclass with the options of ``run``."""
+        return self._load(self.run)
+
+    def load_command(self, name: str) -> Any:
+        """Import and return one of the plugin's own commands."""
+        return self._load(self.commands[name])
+
+    def missing(self) -> list[str]:
+        """Return the libraries in ``requires`` that are not installed."""
+        return [name for name in self.requires if importlib.util.find_spec(name) is None]
+
+    def _load(self, target: str) -> Any:
+        try:
+            return resolve(target)
+        except ImportError as error:
+            missing = ", ".join(self.missing()) or str(error)
+            raise PluginError(
+                f"plugin {self.name!r} does not load: {missing} cannot be imported ({error}); try: pip install cnnkit cnnkit-{self.name}"
+            ) from error
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A plugin that was found but cannot be used, with the reason."""
+
+    name: str
+    reason: str
+    source: str = ""
+
+
+def parse(name: str, manifest: object) -> Plugin | Broken:
+    """Accept a manifest, or say why it cannot be used."""
+    if not isinstance(manifest, Plugin):
+        return Broken(name, f"its entry point leads to {type(manifest).__name__}, not to a cnnkit.plugin.Plugin")
+    if manifest.api != API:
+        newer = "a newer cnnkit" if manifest.api > API else f"a newer cnnkit-{name}"
+        return Broken(name, f"it speaks plugin interface {manifest.api} and this cnnkit speaks {API}; install {newer}")
+    if manifest.name != name:
+        return Broken(name, f"its entry point is named {name!r} but its manifest {manifest.name!r}")
+    return manifest
+
+
+@functools.cache
+def discover() -> Mapping[str, Plugin | Broken]:
+    """Return every installed plugin by name; one that does not load is kept as :class:`Broken`.
+
+    The environment variable ``CNNKIT_PLUGINS`` (names with commas) limits what is looked at.
+    """
+    wanted = os.environ.get("CNNKIT_PLUGINS")
+    names = None if wanted is None else {name.strip() for name in wanted.split(",") if name.strip()}
+    found: dict[str, Plugin | Broken] = {}
+    for point in importlib.metadata.entry_points(group=GROUP):
+        if names is not None and point.name not in names:
+            continue
+        if point.name in found:
+            found[point.name] = Broken(point.name, "two installed packages offer a plugin of this name", point.value)
+            continue
+        try:
+            found[point.name] = parse(point.name, point.load())
+        except Exception as error:  # A plugin is foreign code: whatever it raises must not take the command line down.
+            found[point.name] = Broken(point.name, f"{type(error).__name__}: {error}", point.value)
+    return dict(sorted(found.items()))
+
+
+def get(name: str) -> Plugin:
+    """Return the installed plugin ``name``.
+
+    Raises:
+        PluginError: If it is broken, not installed, or unknown; the message says what to type.
+    """
+    plugin = discover().get(name)
+    if isinstance(plugin, Plugin):
+        return plugin
+    if isinstance(plugin, Broken):
+        raise PluginError(f"plugin {name!r} is installed but cannot be used: {plugin.reason}; 'cnnkit doctor' says more")
+    if name in KNOWN:
+        raise PluginError(f"plugin {name!r} is not installed here; type: pip install cnnkit cnnkit-{name}")
+    raise PluginError(unknown("plugin", name, {*discover(), *KNOWN}, more="'cnnkit list plugins' shows what is installed."))
+
+
+def models() -> dict[str, Entry]:
+    """Return the models of all usable plugins by their full name."""
+    return {name: entry for plugin in discover().values() if isinstance(plugin, Plugin) for name, entry in plugin.models.items()}
+
+
+def find_model(name: str) -> Entry:
+    """Return the entry of a plugin's model, for example ``"medseg/swin_unetr"``.
+
+    Raises:
+        PluginError: If the plugin cannot be used.
+        RegistryError: If it has no such model.
+    """
+    plugin = get(name.partition("/")[0])
+    try:
+        return plugin.models[name]
+    except KeyError:
+        raise RegistryError(unknown("model", name, plugin.models)) from None
