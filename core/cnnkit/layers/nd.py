@@ -12,12 +12,19 @@ from typing import TypeVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-CONV: dict[int, type[nn.Conv1d] | type[nn.Conv2d] | type[nn.Conv3d]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-CONV_TRANSPOSE: dict[int, type[nn.ConvTranspose1d] | type[nn.ConvTranspose2d] | type[nn.ConvTranspose3d]] = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
-BATCH_NORM: dict[int, type[nn.BatchNorm1d] | type[nn.BatchNorm2d] | type[nn.BatchNorm3d]] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
-INSTANCE_NORM: dict[int, type[nn.InstanceNorm1d] | type[nn.InstanceNorm2d] | type[nn.InstanceNorm3d]] = {1: nn.InstanceNorm1d, 2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
-MAX_POOL: dict[int, type[nn.MaxPool1d] | type[nn.MaxPool2d] | type[nn.MaxPool3d]] = {1: nn.MaxPool1d, 2: nn.MaxPool2d, 3: nn.MaxPool3d}
-AVG_POOL: dict[int, type[nn.AvgPool1d] | type[nn.AvgPool2d] | type[nn.AvgPool3d]] = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}
+ConvType = type[nn.Conv1d] | type[nn.Conv2d] | type[nn.Conv3d]
+ConvTransposeType = type[nn.ConvTranspose1d] | type[nn.ConvTranspose2d] | type[nn.ConvTranspose3d]
+BatchNormType = type[nn.BatchNorm1d] | type[nn.BatchNorm2d] | type[nn.BatchNorm3d]
+InstanceNormType = type[nn.InstanceNorm1d] | type[nn.InstanceNorm2d] | type[nn.InstanceNorm3d]
+MaxPoolType = type[nn.MaxPool1d] | type[nn.MaxPool2d] | type[nn.MaxPool3d]
+AvgPoolType = type[nn.AvgPool1d] | type[nn.AvgPool2d] | type[nn.AvgPool3d]
+
+CONV: dict[int, ConvType] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+CONV_TRANSPOSE: dict[int, ConvTransposeType] = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+BATCH_NORM: dict[int, BatchNormType] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+INSTANCE_NORM: dict[int, InstanceNormType] = {1: nn.InstanceNorm1d, 2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
+MAX_POOL: dict[int, MaxPoolType] = {1: nn.MaxPool1d, 2: nn.MaxPool2d, 3: nn.MaxPool3d}
+AVG_POOL: dict[int, AvgPoolType] = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}
 ADAPTIVE_AVG_POOL = {1: nn.AdaptiveAvgPool1d, 2: nn.AdaptiveAvgPool2d, 3: nn.AdaptiveAvgPool3d}
 DROPOUT = {1: nn.Dropout1d, 2: nn.Dropout2d, 3: nn.Dropout3d}
 LINEAR_MODE = {1: "linear", 2: "bilinear", 3: "trilinear"}
@@ -25,32 +32,32 @@ LINEAR_MODE = {1: "linear", 2: "bilinear", 3: "trilinear"}
 T = TypeVar("T")
 
 
-def conv(dims: int) -> type[nn.Conv1d] | type[nn.Conv2d] | type[nn.Conv3d]:
+def conv(dims: int) -> ConvType:
     """Return the convolution class of ``dims`` spatial dimensions."""
     return CONV[check_dims(dims)]
 
 
-def conv_transpose(dims: int) -> type[nn.ConvTranspose1d] | type[nn.ConvTranspose2d] | type[nn.ConvTranspose3d]:
+def conv_transpose(dims: int) -> ConvTransposeType:
     """Return the transposed convolution class of ``dims`` spatial dimensions."""
     return CONV_TRANSPOSE[check_dims(dims)]
 
 
-def batch_norm(dims: int) -> type[nn.BatchNorm1d] | type[nn.BatchNorm2d] | type[nn.BatchNorm3d]:
+def batch_norm(dims: int) -> BatchNormType:
     """Return the batch normalisation class of ``dims`` spatial dimensions."""
     return BATCH_NORM[check_dims(dims)]
 
 
-def instance_norm(dims: int) -> type[nn.InstanceNorm1d] | type[nn.InstanceNorm2d] | type[nn.InstanceNorm3d]:
+def instance_norm(dims: int) -> InstanceNormType:
     """Return the instance normalisation class of ``dims`` spatial dimensions."""
     return INSTANCE_NORM[check_dims(dims)]
 
 
-def max_pool(dims: int) -> type[nn.MaxPool1d] | type[nn.MaxPool2d] | type[nn.MaxPool3d]:
+def max_pool(dims: int) -> MaxPoolType:
     """Return the max pooling class of ``dims`` spatial dimensions."""
     return MAX_POOL[check_dims(dims)]
 
 
-def avg_pool(dims: int) -> type[nn.AvgPool1d] | type[nn.AvgPool2d] | type[nn.AvgPool3d]:
+def avg_pool(dims: int) -> AvgPoolType:
     """Return the average pooling class of ``dims`` spatial dimensions."""
     return AVG_POOL[check_dims(dims)]
 
