@@ -33,6 +33,10 @@ class PluginError(CnnkitError):
     """A plugin is missing, does not load, or speaks another version of the interface."""
 
 
+class InputWarning(UserWarning):
+    """Something about an input that a person should know; ``run`` prints it and keeps it in the report."""
+
+
 class RegistryError(CnnkitError, KeyError):
     """A name is not registered, or registered twice."""
 

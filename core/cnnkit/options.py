@@ -53,7 +53,7 @@ class RunOptions:
         A folder stands for the files in it. A task whose inputs are several files, or a folder, overrides this.
         An input that cannot be used stands in the mapping as its error, so that the others go on.
         """
-        return name_inputs(expand(self.inputs, self.suffixes))
+        return name_inputs(expand(self.inputs, self.suffixes), self.suffixes)
 
 
 def expand(paths: Sequence[Path], suffixes: Sequence[str]) -> list[Path | tuple[Path, InputError]]:
@@ -78,25 +78,27 @@ def has_suffix(path: Path, suffixes: Sequence[str]) -> bool:
     return not suffixes or path.name.lower().endswith(tuple(suffixes))
 
 
-def name_inputs(items: Sequence[Path | tuple[Path, InputError]]) -> dict[str, tuple[Path, ...] | InputError]:
+def name_inputs(items: Sequence[Path | tuple[Path, InputError]], suffixes: Sequence[str] = ()) -> dict[str, tuple[Path, ...] | InputError]:
     """Name each path by its stem, and by as many parent folders as make the names differ."""
     paths = [item[0] if isinstance(item, tuple) else item for item in items]
-    unique = dict.fromkeys(paths)
-    for depth in range(1, 2 + max((len(path.resolve().parts) for path in unique), default=0)):
-        names = {path: _stem(path, depth) for path in unique}
+    unique = list(dict.fromkeys(paths))
+    deepest = max((len(path.resolve().parts) for path in unique), default=1)
+    for depth in range(1, deepest + 1):
+        names = {path: _name(path, depth, suffixes) for path in unique}
         if len(set(names.values())) == len(names):
             break
-    else:  # Files that differ in their suffix alone.
-        names = {path: path.name for path in unique}
+    else:  # Files that differ in their suffix alone: scan.png beside scan.jpg.
+        names = {path: "_".join(path.resolve().parts[-depth:]) for path in unique}
     result: dict[str, tuple[Path, ...] | InputError] = {}
     for item, path in zip(items, paths, strict=True):
         result.setdefault(names[path], item[1] if isinstance(item, tuple) else (path,))
     return result
 
 
-def _stem(path: Path, depth: int) -> str:
-    parts = path.resolve().parts[-depth:]
-    return "_".join((*parts[:-1], path.resolve().name.split(".")[0] or path.name)).strip("_/\\ ")
+def _name(path: Path, depth: int, suffixes: Sequence[str]) -> str:
+    *parents, last = path.resolve().parts[-depth:]
+    ending = next((suffix for suffix in sorted(suffixes, key=len, reverse=True) if last.lower().endswith(suffix)), path.suffix)
+    return "_".join((*(parent.strip("/\\:") for parent in parents), last[: len(last) - len(ending)] or last)).strip("_")
 
 
 @dataclass(frozen=True)

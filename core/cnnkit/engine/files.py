@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +27,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=".part-", suffix="-" + path.name, dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=f".part-{os.getpid()}@{_host()}-", suffix="-" + path.name, dir=path.parent)
     os.close(handle)
     part = Path(name)
     try:
@@ -36,6 +38,31 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def remove_stale_parts(folder: str | os.PathLike[str]) -> None:
+    """Remove what a killed process of this machine left half written in ``folder``.
+
+    Parts of living processes, and of other machines that share the folder, stay.
+    """
+    for part in Path(folder).glob(f".part-*@{_host()}-*"):
+        match = re.match(r"\.part-(\d+)@", part.name)
+        if match and not _alive(int(match[1])):
+            part.unlink(missing_ok=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # It lives and belongs to somebody else.
+        return True
+    return True
+
+
+def _host() -> str:
+    return re.sub(r"[^A-Za-z0-9.]", "_", socket.gethostname())
 
 
 def _umask() -> int:

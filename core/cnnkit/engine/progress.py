@@ -1,0 +1,65 @@
+"""Progress of a batch on stderr: a bar on a terminal, one line per input elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cnnkit.engine.run import Item
+
+
+class Progress:
+    """Shows how many inputs are done, how many failed, and what is left.
+
+    Args:
+        total: Number of inputs.
+        title: What stands before the bar.
+        enabled: Show nothing when false.
+    """
+
+    def __init__(self, total: int, title: str, *, enabled: bool = True) -> None:
+        self.total, self.title = total, title
+        self.done = self.failed = 0
+        self.started = time.monotonic()
+        self.enabled = enabled
+        self._bar: Any = None
+        self._task: Any = None
+
+    def __enter__(self) -> Progress:
+        if self.enabled and sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+            from rich.progress import Progress as Bar
+
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+            self._bar = Bar(*columns, console=Console(stderr=True))
+            self._bar.start()
+            self._task = self._bar.add_task(self.title, total=self.total)
+        return self
+
+    def advance(self, item: Item) -> None:
+        """Count one input as done and say what became of it."""
+        self.done += 1
+        self.failed += item.status == "error"
+        for warning in item.warnings:
+            self._say(f"warning: {warning}")
+        if item.status == "error":
+            self._say(f"error: {item.error}")
+        if self._bar is not None:
+            failed = f" ({self.failed} failed)" if self.failed else ""
+            self._bar.update(self._task, advance=1, description=f"{self.title}{failed}")
+        elif self.enabled:
+            print(f"[{self.done}/{self.total}] {item.name}: {item.status} ({sum(item.seconds.values()):.1f} s)", file=sys.stderr)
+
+    def _say(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.console.print(text, markup=False, highlight=False)
+        else:  # Errors and warnings are shown even when progress is not.
+            print(text, file=sys.stderr)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._bar is not None:
+            self._bar.stop()
