@@ -1,0 +1,90 @@
+"""The index of the backbones: fresh, complete, and readable without torch."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from cnnkit import backbones
+from cnnkit.backbones import INDEX, create_model, list_models, model_entry
+from cnnkit.count import on_meta
+from cnnkit.errors import RegistryError
+
+TOOL = Path(__file__).parents[2] / "tools" / "index.py"
+
+
+@pytest.fixture(scope="module")
+def tool():
+    spec = importlib.util.spec_from_file_location("index_tool", TOOL)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_index_is_fresh(tool):
+    assert tool.main(["--check"]) == 0, "run: python tools/index.py"
+
+
+def test_a_stale_index_is_noticed_and_rewritten(tool, tmp_path, monkeypatch, capsys):
+    stale = tmp_path / "_index.json"
+    entries = json.loads(INDEX.read_text(encoding="utf-8"))
+    entries.pop("resnet18")
+    stale.write_text(json.dumps(entries), encoding="utf-8")
+    monkeypatch.setattr(tool, "INDEX", stale)
+    monkeypatch.setattr(tool, "counted", lambda entry: entry)  # Counting is the other test's; here only the file matters.
+    assert tool.main(["--check"]) == 1
+    assert "python tools/index.py" in capsys.readouterr().err
+    assert tool.main([]) == 0
+    assert "resnet18" in json.loads(stale.read_text(encoding="utf-8"))
+    assert tool.main(["--check"]) == 0
+
+
+def test_a_family_file_without_a_family_is_refused(tool, tmp_path):
+    (tmp_path / "conftest.py").write_text("")
+    (tmp_path / "_private.py").write_text("")
+    with pytest.raises((RegistryError, ModuleNotFoundError), match=r"conftest"):
+        tool.families(tmp_path)
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_every_name_is_built_in_every_dimension_that_it_states(name):
+    entry = model_entry(name)
+    for dims in entry.dims:
+        with on_meta():
+            model = create_model(name, dims=dims, in_chans=2, num_classes=5)
+        kernels = [p for p in model.parameters() if p.ndim > 2]
+        assert kernels and {p.ndim for p in kernels} == {dims + 2}
+
+
+def test_listing_imports_no_torch():
+    code = "import sys; from cnnkit import backbones; assert backbones.list_models('convnext*', dims=3); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_list_models_filters():
+    assert list_models("resnet5*") == ["resnet50"]
+    assert "wide_resnet50_2" in list_models("resnet50")
+    assert set(list_models(family="convnext")) <= set(list_models(dims=1))
+    assert list_models("no such model") == []
+
+
+def test_an_unknown_name_is_answered_with_the_nearest():
+    with pytest.raises(RegistryError, match=r"did you mean .*'resnet50'"):
+        create_model("resnt50")
+
+
+def test_register_adds_a_name_and_refuses_a_taken_one(monkeypatch):
+    backbones._registry.cache_clear()
+    try:
+        entry = model_entry("resnet18")
+        backbones.register("my_resnet", entry)
+        assert "my_resnet" in list_models()
+        with pytest.raises(RegistryError, match="already registered"):
+            backbones.register("convnext_tiny", entry)
+    finally:
+        backbones._registry.cache_clear()
+    assert "my_resnet" not in list_models()
