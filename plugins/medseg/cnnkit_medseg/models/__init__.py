@@ -1,0 +1,1 @@
+"""The networks of the medseg plugin: one file per paper."""
