@@ -1,0 +1,98 @@
+"""Order and randomness of training data as pure functions of the seed, the epoch and the position.
+
+That is what makes a training resumable bit for bit, and equal on one process and on several. A task that keeps to
+two rules gets both:
+
+* its training loader takes its order from an :class:`EpochSampler`, with ``batch_size = global batch / processes``
+  (:func:`process` says how many there are);
+* what is random about an item (crops, flips, noise) is drawn from :func:`item_rng` and from nothing else. A dataset
+  learns the epoch by a method ``set_epoch(epoch)``, which the core calls before each epoch.
+
+Worker processes then need no seeding, and their number changes nothing.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch.utils.data import Sampler
+
+
+def process() -> tuple[int, int]:
+    """Return the rank of this process and the number of processes of the job: ``(0, 1)`` without a process group."""
+    distributed = torch.distributed
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return 0, 1
+
+
+def item_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
+    """Return the random generator of one item in one epoch, the same in every process and worker."""
+    return np.random.default_rng((seed, epoch, index))
+
+
+def position_seed(*position: int) -> int:
+    """Mix non-negative integers (seed, epoch, batch, rank ...) into one seed of 63 bits."""
+    return int(np.random.SeedSequence(position).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def seed_all(*position: int) -> None:
+    """Seed torch (all devices), numpy and Python by a position (see :func:`position_seed`)."""
+    seed = position_seed(*position)
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+
+
+class EpochSampler(Sampler[int]):
+    """An order of items that depends on the seed and the epoch alone, dealt out to the processes of the job.
+
+    Process ``r`` of ``w`` takes the positions ``r, r + w, r + 2w, ...``, so that one process with batches of ``B``
+    items and ``w`` processes with batches of ``B / w`` see the same items in each step.
+
+    Args:
+        length: Number of items in the dataset.
+        seed: Seed of the order.
+        samples: Items per epoch; by default each item once. More than ``length`` goes through further permutations.
+        shuffle: Whether the order is random; if not, it is ``0, 1, 2, ...`` in every epoch.
+        even: Repeat the first items until every process has as many, as gradient steps in step require. For
+            validation and test give ``False``: no item is then seen twice.
+    """
+
+    def __init__(self, length: int, *, seed: int, samples: int | None = None, shuffle: bool = True, even: bool = True) -> None:
+        if length < 1 or (samples is not None and samples < 1):
+            raise ValueError(f"a sampler needs at least one item; got length={length}, samples={samples}")
+        self.length = length
+        self.seed = seed
+        self.samples = length if samples is None else samples
+        self.shuffle = shuffle
+        self.even = even
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch (from 0) whose order the next iteration takes."""
+        self.epoch = epoch
+
+    def order(self) -> np.ndarray:
+        """Return the items of the epoch for all processes together, shape ``(samples,)``."""
+        rounds = -(-self.samples // self.length)
+        if self.shuffle:
+            # One generator per round: asking for more samples leaves the earlier ones where they are.
+            parts = [np.random.default_rng((self.seed, self.epoch, turn)).permutation(self.length) for turn in range(rounds)]
+        else:
+            parts = [np.arange(self.length)] * rounds
+        return np.concatenate(parts)[: self.samples]
+
+    def __iter__(self) -> Iterator[int]:
+        rank, world = process()
+        order = self.order()
+        if self.even:
+            order = np.resize(order, -(-self.samples // world) * world)
+        return iter(order[rank::world].tolist())
+
+    def __len__(self) -> int:
+        rank, world = process()
+        return -(-self.samples // world) if self.even else len(range(rank, self.samples, world))
