@@ -191,7 +191,8 @@ def gamma(image: Tensor, rng: Generator) -> Tensor:
 def bias_field(image: Tensor, rng: Generator) -> Tensor:
     """Shade the patch by ``exp`` of a random cubic polynomial, whose largest value is 0.1 to 0.4, scaled to mean one.
 
-    The field is the same for all channels. Intensities are shaded from the patch's lowest value up, as the raw intensities would be if that were air.
+    The field is the same for all channels. Intensities are shaded from the patch's lowest value up, as raw intensities would
+    be if that were air.
     """
     size = image.shape[1:]
     axes = [np.linspace(-1, 1, n) if n > 1 else np.zeros(1) for n in size]
@@ -250,9 +251,9 @@ def _sample_labels(label: Tensor, places: Sequence[Tensor]) -> Tensor:
     Shapes:
         label: ``(*region)``. places: ``(*patch)`` per axis, in voxels. The result: ``(*patch)``.
     """
-    padded = F.pad(label, (1, 1) * label.ndim, value=OUTSIDE)
+    padded = F.pad(label, (2, 2) * label.ndim, value=OUTSIDE)  # Two, so that far places are not between labels.
     low, high = _corner_range(padded)
-    inside = [place.add(1).clamp_(0, size - 1 - 1e-3) for place, size in zip(places, padded.shape, strict=True)]
+    inside = [place.add(2).clamp_(0, size - 1 - 1e-3) for place, size in zip(places, padded.shape, strict=True)]
     bases = [place.long() for place in inside]
     corner = _flat_index(bases, low.shape)
     result = low.flatten()[corner]
