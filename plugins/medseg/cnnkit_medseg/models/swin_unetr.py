@@ -14,11 +14,13 @@ were trained before need ``downsample="merging-0.9"``, or they segment with the 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from cnnkit.errors import unknown
 from cnnkit.layers import nd
 from cnnkit.layers.resample import TransposedConv
+from cnnkit.weights import Layout
 from torch import Tensor, nn
 
 from cnnkit_medseg.models.swin import MERGING, ResidualConv, SwinEncoder, named, plain_conv
@@ -67,6 +69,8 @@ class SwinUNETR(nn.Module):
         The paper prints 61.98 M parameters for four contrasts, three regions and ``feature_size=48``; this network,
         like MONAI's, has 62.19 M, of which 0.20 M are the tables of relative position that many counters pass over.
     """
+
+    layouts: ClassVar[tuple[Layout, ...]] = (Layout("monai"),)
 
     def __init__(
         self,
