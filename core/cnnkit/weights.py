@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 State = Mapping[str, "Tensor"]
+_COUNTER = "num_batches_tracked"  # Files from before PyTorch 0.4.1 lack it, and no inference reads it.
 _SHOWN = 4  # Names of keys in a message: enough to recognise the file, and still one paragraph.
 
 
@@ -26,7 +27,8 @@ class Layout:
 
     Args:
         name: Whose layout it is: ``"timm"``, ``"torchvision"``, ``"official"`` (the paper's own code).
-        matches: Whether a file with these keys is in this layout. ``None`` says that the keys are the model's own.
+        matches: Whether a file with these keys is in this layout; asked only if the file is not in the model's own,
+            so one key that tells it apart is enough. ``None`` says that the keys and shapes are the model's own.
         convert: Returns the weights under the model's own keys, in the model's own shapes.
     """
 
@@ -82,8 +84,8 @@ def load_weights(model: nn.Module, state: State, layouts: Sequence[Layout] | Non
     if getattr(model, "num_classes", None) == 0:
         heads = tuple(getattr(model, "head_modules", ()))
         given = {key: value for key, value in given.items() if key in expected or not _inside(key, heads)}
-    for key, value in expected.items():  # Counters that files from before PyTorch 0.4.1 lack, and that no inference reads.
-        if key.endswith("num_batches_tracked"):
+    for key, value in expected.items():
+        if key.endswith(_COUNTER):
             given.setdefault(key, value)
     problems = _problems(model, given, expected)
     if problems:
@@ -95,13 +97,12 @@ def load_weights(model: nn.Module, state: State, layouts: Sequence[Layout] | Non
 
 def _own_keys(state: State, expected: State, layouts: Sequence[Layout], source: str) -> tuple[str, dict[str, Tensor]]:
     """Recognise the layout of ``state`` and return its name and the weights under the model's own keys."""
-    overlap = sum(key in expected for key in state)
-    if 2 * overlap >= len(expected):
+    if all(key in state and state[key].shape == value.shape for key, value in expected.items() if not key.endswith(_COUNTER)):
         return "cnnkit", dict(state)
     for layout in layouts:
         if layout.matches and layout.convert and layout.matches(state.keys()):
             return layout.name, layout.convert(dict(state))
-    if overlap:
+    if any(key in expected for key in state):  # The model's own, with faults that the caller names.
         return "cnnkit", dict(state)
     raise CheckpointError(
         f"{source} is in no layout that this model understands: it has {_names(state)}, the model {_names(expected)}. {_known(layouts)}"
@@ -123,10 +124,10 @@ def _problems(model: nn.Module, given: State, expected: State) -> list[str]:
     if shapes:
         shown = [f"{key} is {tuple(given[key].shape)} and must be {tuple(expected[key].shape)}" for key in shapes[:_SHOWN]]
         problems.append(_with_rest(", ".join(shown), len(shapes)))
-        ranks = {(given[key].ndim - 2, expected[key].ndim - 2) for key in shapes if given[key].ndim != expected[key].ndim}
-        if len(ranks) == 1 and min(*ranks) >= (1, 1):
-            file_dims, dims = ranks.pop()
-            problems.append(f"the file holds a {file_dims}-D model and this one was built with dims={dims}")
+        ranks = {(given[key].ndim - 2, expected[key].ndim - 2) for key in shapes}
+        for file_dims, dims in ranks if len(ranks) == 1 else ():
+            if file_dims != dims and file_dims in (1, 2, 3):
+                problems.append(f"the file holds a {file_dims}-D model and this one was built with dims={dims}")
     return problems
 
 
