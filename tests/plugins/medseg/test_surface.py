@@ -98,7 +98,6 @@ def check_monai(pred, ref, spacing, tolerance=1.5):
     same(ours.nsd(tolerance=tolerance), theirs["nsd_subvoxel"], F32)
 
 
-@pytest.mark.paper("surface-dice")
 @pairwise
 def test_monai(pred, ref, spacing):
     check_monai(pred, ref, spacing)
@@ -113,7 +112,6 @@ def test_medpy(pred, ref, spacing):
     same(ours.assd(method="medpy"), binary.assd(pred, ref, voxelspacing=spacing), F64)
 
 
-@pytest.mark.paper("surface-dice")
 @pairwise
 @pytest.mark.parametrize("tolerance", [0.0, 1.0, 2.1])
 def test_deepmind(pred, ref, spacing, tolerance, deepmind):
