@@ -136,7 +136,7 @@ def _single_file_header(header: Any) -> Any:
     """Return a copy that can head a ``.nii`` file, with the geometry's bytes untouched and nothing that describes the source's values."""
     import nibabel as nib
 
-    kind = nib.Nifti2Header if isinstance(header, nib.Nifti2Header | nib.Nifti2PairHeader) else nib.Nifti1Header
+    kind = nib.Nifti2Header if isinstance(header, nib.Nifti2Header) else nib.Nifti1Header
     copy = kind(header.binaryblock, endianness=header.endianness, check=False)
     copy["magic"] = copy.single_magic
     for key in ("descrip", "aux_file", "intent_name"):
