@@ -100,7 +100,11 @@ def read_dataset(data: DataConfig) -> Dataset:
     if not isinstance(description, dict):
         raise ConfigError(f"{file} holds a {type(description).__name__}; an object of keys and values is expected")
     layout = data.layout if data.layout != "auto" else _layout(description, file)
-    return (_read_nnunet if layout == "nnunet" else _read_datalist)(root, file, description)
+    dataset = (_read_nnunet if layout == "nnunet" else _read_datalist)(root, file, description)
+    for case in dataset.training:
+        if Path(case.name).name != case.name:  # The cache has a folder of that name.
+            raise ConfigError(f"{file}: {case.name!r} cannot be the name of a case; use a name without slashes")
+    return dataset
 
 
 def find_split(dataset: Dataset, data: DataConfig, *, folders: Sequence[Path] = ()) -> tuple[Split, tuple[Split, ...]]:
