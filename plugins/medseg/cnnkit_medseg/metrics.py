@@ -9,6 +9,7 @@ HD95 beside the Dice for that reason. numpy only at import.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -281,7 +282,10 @@ class SegmentationMetric:
         }
 
     def report(self, folder: Path | str) -> list[Path]:
-        """Write ``summary.json`` into ``folder``, atomically, and return its path in a list; undefined and infinite values read ``NaN``, ``Infinity``."""
+        """Write ``summary.json`` into ``folder``, atomically, and return its path in a list.
+
+        Undefined values read ``NaN`` and infinite ones ``Infinity``, as Python's json reads and writes them.
+        """
         from cnnkit.engine.files import write_text
 
         return [write_text(Path(folder) / "summary.json", json.dumps(self.summary(), indent=4, sort_keys=True) + "\n")]
@@ -401,5 +405,5 @@ def _mask(labels: NDArray[Any], region: Region) -> NDArray[np.bool_]:
 
 
 def _nanmean(values: Sequence[float]) -> float:
-    kept = [value for value in values if not np.isnan(value)]
-    return float(np.mean(kept)) if kept else float("nan")
+    kept = [value for value in values if not math.isnan(value)]
+    return math.fsum(kept) / len(kept) if kept else float("nan")  # fsum: the order in which processes merge changes nothing
