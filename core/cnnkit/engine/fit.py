@@ -77,7 +77,7 @@ def fit(
         return _custom_fit(task, output, plugin, init)
     if not _installed("lightning"):
         raise PluginError("training needs Lightning, which is not installed; type: pip install 'cnnkit[train]'")
-    with _quiet(), _restored_environment():
+    with _quiet():
         _run(task, output, plugin, resuming=resuming, init=init, progress=progress)
     if first and config.csv:
         from cnnkit.engine.curves import draw_curves
@@ -298,18 +298,3 @@ def _quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-
-
-@contextmanager
-def _restored_environment() -> Iterator[None]:
-    """Undo what Lightning's launcher writes into the environment, which would make a second training in this process wait for peers."""
-    names = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE")
-    before = {name: os.environ.get(name) for name in names}
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
