@@ -48,7 +48,8 @@ def read_nifti(path: Path, geometry: Geometry = "refuse") -> tuple[NDArray[Any],
         _check_contents(path, image)
         affine, warnings = _choose_affine(path, header, image.header, geometry)
         values = _stored_values(path, image)
-        slope, inter = float(image.dataobj.slope), float(image.dataobj.inter)
+        proxy: Any = image.dataobj
+        slope, inter = float(proxy.slope), float(proxy.inter)
     except (ImageFileError, HeaderDataError) as error:
         raise InputError(f"{path}: not a NIfTI file, or its header is damaged ({error})") from error
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:

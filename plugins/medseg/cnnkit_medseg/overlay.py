@@ -27,6 +27,7 @@ BACKGROUND, INK, FAINT = (13, 17, 23), (230, 237, 243), (125, 136, 148)
 _WIDTH, _MARGIN, _GAP, _TITLE, _HEADING, _FOOT = 1320, 36, 6, 88, 34, 40  # Pixels.
 _DIM, _FILL, _LINE = 0.88, 0.42, 0.9  # Brightness of the image below a region, opacity of the region and of its outline.
 _COLUMNS, _LINE_HEIGHT = 4, 30  # Of the legend.
+_MAX_SMOOTH = 64  # Labels in one slice.
 _MAX_PANEL_RATIO = 1.35  # A row whose slices are taller than this gets more and narrower slices.
 
 # Okabe and Ito's colours for all kinds of colour vision, without black and in an order that suits a dark ground.
@@ -84,10 +85,10 @@ def palette(count: int) -> tuple[Colour, ...]:
     two colours is the smallest over normal vision, protanopia and deuteranopia in the perceptual space Oklab. So the colours of a
     short palette are the first colours of a longer one.
     """
-    steps = np.arange(40, 256, 24)
+    steps = np.arange(30, 256, 15)
     candidates = np.array([*_FIRST, *np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), -1).reshape(-1, 3)])
     seen = _as_seen(candidates)
-    bright = seen[0, :, 0] > 0.5
+    bright = seen[0, :, 0] > 0.45
     bright[: len(_FIRST)] = True
     chosen = list(range(min(count, len(_FIRST))))
     nearest = np.full(len(candidates), np.inf)
@@ -218,7 +219,7 @@ def _field_of_view(scene: _Scene) -> tuple[slice, ...]:
 
 def _occupied(labels: NDArray[Any]) -> tuple[tuple[int, ...], ...]:
     """Return the first and last index with a label for each axis, or nothing."""
-    across = labels.any(axis=0)
+    across: NDArray[np.bool_] = np.any(labels, axis=0)
     profiles = (np.array([plane.any() for plane in labels]), across.any(axis=1), across.any(axis=0))
     return tuple((int(found[0]), int(found[-1])) if (found := np.flatnonzero(profile)).size else () for profile in profiles)
 
@@ -278,13 +279,20 @@ def _panel(gray: NDArray[np.uint8], labels: NDArray[Any], colours: Mapping[int, 
 
 
 def _enlarge(labels: NDArray[Any], size: tuple[int, int]) -> NDArray[np.intp]:
-    """Resize a label slice with smooth borders: every label as a soft mask, and the largest wins."""
+    """Resize a label slice with smooth borders: every label as a soft mask, and the largest wins.
+
+    A slice with very many labels, as from an untrained model, keeps hard borders.
+    """
     from PIL import Image
 
     best = np.zeros(size[::-1], np.uint8)
     winner = np.zeros(size[::-1], np.intp)
     scales = size[1] / labels.shape[0], size[0] / labels.shape[1]
-    for label in np.flatnonzero(np.bincount(labels.ravel())):
+    present = np.flatnonzero(np.bincount(labels.ravel()))
+    if len(present) > _MAX_SMOOTH:
+        rows, columns = ((np.arange(length) + 0.5) // scale for length, scale in zip(size[::-1], scales, strict=True))
+        return labels[rows.astype(np.intp)[:, None], columns.astype(np.intp)].astype(np.intp)
+    for label in present:
         mask = labels == label
         # Only the pixels around the label: with a hundred organs, whole panels would take seconds.
         (top, bottom), (left, right) = (
