@@ -61,10 +61,10 @@ def test_slices_go_through_the_labels():
     [
         np.zeros((9, 8, 7), np.int64),
         np.full((1, 9, 8), 3, np.int16),
-        np.tile(np.arange(120, dtype=np.uint16) // 4, (9, 8, 1)),
-        np.arange(720).reshape(8, 9, 10) % 111,
+        np.tile(np.arange(40, dtype=np.uint16) // 4, (30, 30, 1)),
+        np.arange(12**3).reshape(12, 12, 12) % 111,
     ],
-    ids=["empty", "one slice", "30 classes", "noise"],
+    ids=["empty", "one slice", "9 classes", "noise"],
 )
 def test_odd_volumes_are_drawn(tmp_path, labels):
     names = {label: f"a class with a long name, number {label}" * 3 for label in range(1, 111)}
