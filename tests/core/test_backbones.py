@@ -9,10 +9,13 @@ import pytest
 import timm
 import torch
 import torchvision
+from cnnkit import plugin
 from cnnkit.backbones import create_model, list_models, model_entry
 from cnnkit.backbones._base import FeatureInfo, rename_keys
+from cnnkit.backbones.resnet import Bottleneck
 from cnnkit.count import count_macs, count_params, on_meta
 from cnnkit.errors import CheckpointError, PluginError, UsageError
+from cnnkit.registry import Entry
 from safetensors.torch import save_file
 from torch import nn
 
@@ -174,6 +177,17 @@ def test_published_figures(name):
         assert count_macs(model, shape) / 1e9 == pytest.approx(gmacs, abs=printed(gmacs), rel=0)
     if figures.counted_params_m is not None or figures.counted_gmacs is not None:
         assert figures.note, "a figure that we cannot meet needs its reason"
+
+
+@pytest.mark.parametrize("name", ["resnet50", "resnet101", "resnet152"])
+def test_the_reason_given_for_resnets_figures_is_the_reason(name):
+    """With the stride where the paper has it, the count is the paper's (which cuts 3.86 off to 3.8)."""
+    with on_meta():
+        model = create_model(name)
+    for block in model.modules():
+        if isinstance(block, Bottleneck):
+            block.conv1.stride, block.conv2.stride = block.conv2.stride, (1, 1)
+    assert abs(count_macs(model, (1, 3, 224, 224)) / 1e9 - model_entry(name).figures.gmacs) < 0.1
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet101", "wide_resnet101_2", "convnext_base", "convnext_large"])
@@ -370,6 +384,22 @@ def test_unknown_arguments_are_answered_with_the_nearest():
         create_model("resnet18", out_indices=(1,))
     with pytest.raises(PluginError):
         create_model("nosuchplugin/model")
+
+
+def test_models_of_plugins_get_the_words_that_they_accept(monkeypatch):
+    entries = {
+        "fake/net": Entry("cnnkit.backbones.resnet:ResNet", dims=(2, 3), args={"depths": (1, 1, 1, 1), "widths": NARROW}),
+        "fake/linear": Entry("torch.nn:Linear", args={"in_features": 3}),
+    }
+    monkeypatch.setattr(plugin, "find_model", entries.__getitem__)
+    assert create_model("fake/net", dims=3, in_chans=1, num_classes=2)(torch.zeros(2, 1, 32, 32, 64)).shape == (2, 2)
+    assert create_model("fake/linear", out_features=7).out_features == 7
+    with pytest.raises(UsageError, match="did you mean 'out_features'"):
+        create_model("fake/linear", out_feature=7)
+    with pytest.raises(UsageError, match="belongs to a plugin"):
+        create_model("fake/net", features_only=True)
+    with pytest.raises(UsageError, match="supports dims 2, 3, not 1"):
+        create_model("fake/net", dims=1)
 
 
 def test_out_indices_are_checked():
