@@ -5,6 +5,7 @@ Pillow and numpy only: the picture of a 256^3 volume takes a fraction of a secon
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -353,9 +354,8 @@ def _draw_legend(
 def _shorten(draw: ImageDraw.ImageDraw, text: str, room: float) -> str:
     if draw.textlength(text, font=_font(16)) <= room:
         return text
-    while text and draw.textlength(text + "…", font=_font(16)) > room:
-        text = text[:-1]
-    return text + "…"
+    length = bisect_right(range(len(text)), room, key=lambda count: draw.textlength(text[:count] + "…", font=_font(16))) - 1
+    return text[: max(length, 0)].rstrip() + "…"
 
 
 def _text(draw: ImageDraw.ImageDraw, place: tuple[float, float], text: str, size: int, colour: Colour = INK, *, anchor: str = "la") -> None:
