@@ -5,6 +5,7 @@ Pillow and numpy only: the picture of a 256^3 volume takes a fraction of a secon
 
 from __future__ import annotations
 
+import unicodedata
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -359,6 +360,8 @@ def _shorten(draw: ImageDraw.ImageDraw, text: str, room: float) -> str:
 
 
 def _text(draw: ImageDraw.ImageDraw, place: tuple[float, float], text: str, size: int, colour: Colour = INK, *, anchor: str = "la") -> None:
+    # Pillow's own font has no accented letters: they lose their accents instead of becoming boxes.
+    text = "".join(letter for letter in unicodedata.normalize("NFD", text) if not unicodedata.combining(letter))
     draw.text(place, text, fill=colour, font=_font(size), anchor=anchor, stroke_width=2, stroke_fill=BACKGROUND)
 
 
