@@ -64,7 +64,7 @@ def main() -> int:
     """Run the pairings, print the table, return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", type=int, default=256)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=2)
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     pred, ref = brain(args.size, 1), brain(args.size, 2)

@@ -31,6 +31,7 @@ NSD is 0 when one mask is empty and nan when both are, for every method.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -44,8 +45,8 @@ Method = Literal["monai", "medpy", "surfel"]
 METHODS: tuple[Method, ...] = ("monai", "medpy", "surfel")
 
 _UNREACHED = 250  # of uint8: "no surface on this line", with room to add one without overflow
-_SEARCH_VOXELS = 16  # radius of the local search, in voxels of the coarser axes
-_EDT_RATIO = 40  # a tree query of a far point costs about as much as this many voxels of a distance transform
+_SEARCH_VOXELS = 16  # radius of the local search, in voxels across the line
+_EDT_RATIO = 40  # one far query of the tree costs what a distance transform spends on so many voxels
 
 # The 13 surfaces that marching cubes knows in a 2 x 2 x 2 block of voxels, up to rotation, mirroring and exchange of inside and
 # outside. Corner number 4i + 2j + k; for each triangle |normal| * area in eighths of a unit voxel's faces.
@@ -171,7 +172,8 @@ def _search_lines(
     dims = target.ndim
     line = int(np.argmin(spacing))
     others = [a for a in range(dims) if a != line]
-    reach = min(_SEARCH_VOXELS * max((spacing[a] for a in others), default=1.0), (_UNREACHED - 1) * spacing[line])
+    # The geometric mean keeps the number of lines, pi * _SEARCH_VOXELS ** 2 in 3-D, the same for every spacing.
+    reach = min(_SEARCH_VOXELS * math.prod(spacing[a] for a in others) ** (1 / len(others)), (_UNREACHED - 1) * spacing[line])
     steps = [min(int(reach / spacing[a]), target.shape[a] - 1) for a in others]
     along = _line_distances(np.moveaxis(target, line, 0), steps)
     strides = [s // along.itemsize for s in along.strides]
@@ -277,7 +279,7 @@ class Directed:
 class SurfaceDistances:
     """The surfaces of one prediction and one reference: distances are computed once and shared by all measures.
 
-    HD95, Hausdorff and ASSD of ``"monai"`` and ``"medpy"`` and NSD of both share one computation, all of ``"surfel"`` another.
+    All measures of ``"monai"`` and ``"medpy"`` share one computation, those of ``"surfel"`` another.
 
     Args:
         pred: ``(*spatial)`` mask, bool or any number; everything but zero is foreground.
