@@ -6,8 +6,8 @@ head removed, 1 mm voxels, intensities 0 to 255, probabilities as uint8 that cou
 grey matter, white matter and the rest (cerebrospinal fluid and air, whose probability is what is left).
 
 Left and right are mirror images, so a split between them would hold nothing out. The brain is cut from front to back instead: what
-lies behind :data:`TRAIN_BEHIND_MM` is for training, what lies before :data:`HELDOUT_FROM_MM` is held out. The 20 mm between are the
-largest distance at which a voxel reaches the shipped network's output through convolutions.
+lies behind :data:`TRAIN_BEHIND_MM` is for training, what lies before :data:`HELDOUT_FROM_MM` is held out. The 22 mm between are the
+largest distance from which the shipped network's convolutions reach a voxel.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ LABELS = {"background": 0, "grey_matter": 1, "white_matter": 2}
 TRAIN_BEHIND_MM = -12.0
 """Coronal planes with an MNI coordinate y below this are for training."""
 
-HELDOUT_FROM_MM = 8.0
+HELDOUT_FROM_MM = 10.0
 """Coronal planes with an MNI coordinate y of this or more are held out."""
 
 CORRUPTIONS = ("bias", "noise", "gamma0.7", "gamma1.5", "slices2mm")
@@ -192,7 +192,9 @@ def _template_file(kind: str) -> Path:
         raise InputError("the example needs the MNI152 template that nilearn ships; type: pip install nilearn")
     file = Path(found.origin).parent / _FILE.format(kind)
     if not file.is_file():
-        raise InputError(f"{file} is missing; this release of nilearn does not ship the template of 2009: type: pip install 'nilearn>=0.11'")
+        raise InputError(
+            f"{file} is missing; this release of nilearn does not ship the template of 2009: type: pip install 'nilearn>=0.11'"
+        )
     return file
 
 
