@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import subprocess
 import sys
 from collections import namedtuple
 from pathlib import Path
 
+import cnnkit.plugin
 import pytest
 import torch
-
-import cnnkit.plugin
 from cnnkit.checkpoint import Header, save_checkpoint
 from cnnkit.config import to_dict
 from cnnkit.engine.device import available_devices, pick_device, to_device
@@ -22,7 +22,7 @@ from cnnkit.errors import CheckpointError, ConfigError, PluginError, UsageError
 from cnnkit.plugin import Plugin
 
 sys.path.insert(0, str(Path(__file__).parent))
-from toy_task import Config, Toy  # noqa: E402
+from toy_task import Config, Toy
 
 PLUGIN = Plugin(name="toy", api=1, summary="Tell half moons apart.", task="toy_task:Toy", run="toy_task:Run")
 
@@ -81,7 +81,7 @@ def test_devices():
     assert pick_device("cpu") == torch.device("cpu") and pick_device(" CPU ") == torch.device("cpu")
     assert str(pick_device("auto")) == available_devices()[0] and available_devices()[-1] == "cpu"
     for wrong in ("gpu", "cuda:99", ""):
-        with pytest.raises(UsageError, match="available: auto, .*cpu"):
+        with pytest.raises(UsageError, match=r"available: auto, .*cpu"):
             pick_device(wrong)
 
 
@@ -153,3 +153,9 @@ def test_a_task_may_adopt_foreign_weights(tmp_path, installed, monkeypatch):
     config.write_text("batch: 2\n")
     monkeypatch.setattr(Toy, "adopt", lambda self, state, model: model[0].weight.data.copy_(state["w"]), raising=False)
     assert (load(path, plugin=PLUGIN, config=config).model[0].weight == 2).all()
+
+
+def test_what_the_command_line_imports_brings_no_torch():
+    names = ", ".join(f"cnnkit.engine.{name}" for name in ("config", "fit", "evaluate", "load", "resume", "device", "optim", "curves"))
+    code = f"import sys, {names}; print(*{{'torch', 'lightning', 'numpy', 'yaml', 'pydantic'}} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == ""

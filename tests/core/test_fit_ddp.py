@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from cnnkit.checkpoint import load_checkpoint, read_header
 from cnnkit.engine.config import OptimizerConfig
 from cnnkit.engine.fit import fit

@@ -7,12 +7,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from torch import nn
-
 from cnnkit.engine.config import OptimizerConfig
 from cnnkit.engine.optim import build_optimizer, lr_factor, parameter_groups
 from cnnkit.engine.sampling import EpochSampler, item_rng, position_seed
 from cnnkit.errors import ConfigError
+from torch import nn
 
 
 def network() -> nn.Module:

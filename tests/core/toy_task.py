@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
-
 from cnnkit.engine.config import OptimizerConfig, TrainConfig
 from cnnkit.engine.sampling import EpochSampler, item_rng, process
 from cnnkit.options import RunOptions
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 
 @dataclass(frozen=True)

@@ -40,24 +40,26 @@ class TrainConfig:
     Args:
         epochs: Number of epochs.
         optimizer: The optimizer and its schedule.
-        accumulate: Batches whose gradients are summed before a step.
+        accumulate: Batches whose gradients are averaged for one step. At the end of an epoch a step may take fewer; it
+            is then smaller by that share.
         clip_norm: Largest gradient norm; 0 for none.
         precision: As Lightning names it.
         accelerator: As Lightning names it: ``"auto"``, ``"cpu"``, ``"gpu"`` ...
         devices: Devices per node; 0 for all there are.
         nodes: Machines.
-        strategy: As Lightning names it: ``"auto"``, ``"ddp"``, ``"fsdp"`` ...
+        strategy: As Lightning names it: ``"auto"``, ``"ddp"``, ``"ddp_find_unused_parameters_true"`` ...
         sync_batchnorm: Share batch statistics over devices.
-        ema: Decay of the moving average of the weights (for example 0.999); 0 for none. The average is what is
-            validated and stored for use.
+        ema: Decay of the moving average of the weights (for example 0.999); 0 for none. After ``n`` steps it is
+            ``min(ema, (1 + n) / (10 + n))``. The average is what is validated and stored for use.
         validate_every: Epochs between validations.
         patience: Validations without a better figure before the training stops; 0 for never.
-        monitor: Figure that picks the best checkpoint; empty for the task's own.
+        monitor: Validation figure that picks the best checkpoint; empty for the task's own. ``"loss"`` is measured on
+            the validation data.
         mode: Whether a larger or smaller figure is better; empty for the task's own.
         seed: Seed of weights, data order, augmentation and dropout.
         deterministic: Ask torch for deterministic algorithms.
-        log_every: Steps between two rows of the training log.
-        csv: Write ``metrics.csv``.
+        log_every: Optimizer steps between two rows of ``steps.csv``, which hold the means since the row before.
+        csv: Write ``metrics.csv`` (a row per epoch) and ``steps.csv``.
         tensorboard: Write TensorBoard event files.
     """
 

@@ -36,7 +36,8 @@ def draw_curves(table: Path, picture: Path) -> Path | None:
     body = "".join(_panel(panel, index * HEIGHT) for index, panel in enumerate(panels))
     size = f'width="{WIDTH}" height="{HEIGHT * len(panels)}" viewBox="0 0 {WIDTH} {HEIGHT * len(panels)}"'
     style = 'font-family="sans-serif" font-size="12" fill="#222"'
-    return write_text(picture, f'<svg xmlns="http://www.w3.org/2000/svg" {size} {style}>\n<rect width="100%" height="100%" fill="#fff"/>\n{body}</svg>\n')
+    ground = '<rect width="100%" height="100%" fill="#fff"/>'
+    return write_text(picture, f'<svg xmlns="http://www.w3.org/2000/svg" {size} {style}>\n{ground}\n{body}</svg>\n')
 
 
 def panels_of(rows: Sequence[dict[str, str]]) -> list[Panel]:
@@ -94,9 +95,9 @@ def _panel(panel: Panel, offset: int) -> str:
         line = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)
         parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="1.8"/>')
         parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.2" fill="{colour}"/>' for x, y in placed if len(placed) <= 30]
-        row = offset + TOP + 12 + 18 * index
-        parts.append(f'<line x1="{WIDTH - RIGHT + 14}" x2="{WIDTH - RIGHT + 32}" y1="{row - 4}" y2="{row - 4}" stroke="{colour}" stroke-width="3"/>')
-        parts.append(f'<text x="{WIDTH - RIGHT + 38}" y="{row}">{escape(name)}</text>\n')
+        row, side = offset + TOP + 12 + 18 * index, WIDTH - RIGHT + 14
+        parts.append(f'<line x1="{side}" x2="{side + 18}" y1="{row - 4}" y2="{row - 4}" stroke="{colour}" stroke-width="3"/>')
+        parts.append(f'<text x="{side + 24}" y="{row}">{escape(name)}</text>\n')
     if len(panel.curves) > SHOWN:
         row = offset + TOP + 12 + 18 * SHOWN
         parts.append(f'<text x="{WIDTH - RIGHT + 14}" y="{row}">and {len(panel.curves) - SHOWN} more: metrics.csv</text>\n')

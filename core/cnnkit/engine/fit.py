@@ -10,6 +10,7 @@ has. Each of them calls :func:`fit`; the first does what is done once. A task de
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import logging
 import os
@@ -103,7 +104,7 @@ def check_train_config(config: TrainConfig) -> None:
             "strategies, because checkpoints here hold whole weights"
         )
     if config.tensorboard and not _installed("tensorboard"):
-        raise ConfigError("train.tensorboard is on and TensorBoard is not installed; type: pip install tensorboard, or set train.tensorboard=false")
+        raise ConfigError("train.tensorboard is on without TensorBoard; type: pip install tensorboard, or set train.tensorboard=false")
 
 
 def global_rank() -> int:
@@ -153,22 +154,21 @@ def _continued(task: Any, output: Path) -> Any:
     Raises:
         UsageError: If the experiment is another one, naming the keys.
     """
-    import dataclasses
-
     file = output / "config.yaml"
     if not file.exists():
         return task.cfg
-    stored = from_dict(type(task.cfg), read_yaml(file), source=str(file))
+    given = task.cfg
+    stored: Any = from_dict(type(given), read_yaml(file), source=str(file))
     if isinstance(task, Calibrates):
-        return dataclasses.replace(stored, train=task.cfg.train)
-    old, new = to_dict(stored), to_dict(task.cfg)
+        return dataclasses.replace(stored, train=given.train)
+    old, new = to_dict(stored), to_dict(given)
     changed = sorted(key for key in new if key != "train" and old.get(key) != new[key])
     if changed:
         raise UsageError(
             f"the training in {output} has another configuration (different: {', '.join(changed)}); resume it with its own "
             f"--config {file}, or start another training with another -o"
         )
-    return task.cfg
+    return given
 
 
 def header_for(task: Any, model: nn.Module, plugin: Plugin | None, metrics: Mapping[str, float]) -> Header:
@@ -196,7 +196,8 @@ def _custom_fit(task: Any, output: Path, plugin: Plugin | None, init: Path | Non
     from cnnkit.engine.sampling import seed_all
 
     if isinstance(task, Calibrates):
-        task = type(task)(task.prepare(output))
+        kind: Any = type(task)
+        task = kind(task.prepare(output))
         write_text(output / "config.yaml", dump_yaml(task.cfg))
     seed_all(task.cfg.train.seed)
     model = task.model()

@@ -34,7 +34,9 @@ def _next(path: Path) -> Path:
     return path.with_name(path.name + ".next")
 
 
-def save_pair(checkpoint: Path, weights: Mapping[str, Tensor], header: Header, state: Mapping[str, Any], *, best: Path | None = None) -> None:
+def save_pair(
+    checkpoint: Path, weights: Mapping[str, Tensor], header: Header, state: Mapping[str, Any], *, best: Path | None = None
+) -> None:
     """Replace a checkpoint and its state so that a kill at any point leaves a pair to resume from.
 
     Args:
