@@ -193,7 +193,8 @@ class WindowAttention(nn.Module):
         query, key, value = qkv.flatten(0, len(window)).permute(2, 0, 3, 1, 4)
         dropout = self.attn_drop if self.training else 0.0
         out = F.scaled_dot_product_attention(query, key, value, attn_mask=bias[None].to(query.dtype), dropout_p=dropout)
-        return out.transpose(1, 2).reshape(*qkv.shape[:-3], -1)
+        # Joined head by head: a reshape would be exported as a view, which holds for one kernel's memory layout only.
+        return torch.cat(out.unbind(1), dim=-1).unflatten(0, qkv.shape[: len(window) + 1])
 
 
 class Mlp(nn.Module):
