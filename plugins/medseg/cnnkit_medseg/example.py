@@ -161,8 +161,8 @@ def fit_thresholds(array: NDArray[np.floating[Any]], labels: NDArray[np.integer[
     below = np.pad(counts.cumsum(axis=1), ((0, 0), (1, 0)))  # Voxels per label below each level.
     totals, everything = below[:, -1], below.sum(axis=0)
     first, second = np.arange(_LEVELS)[:, None], np.arange(_LEVELS)[None]
-    grey = 2 * (below[1, second] - below[1, first]) / (everything[second] - everything[first] + totals[1])
-    white = 2 * (totals[2] - below[2, second]) / (everything[-1] - everything[second] + totals[2])
+    grey = 2 * (below[1, second] - below[1, first]) / np.maximum(everything[second] - everything[first] + totals[1], 1)
+    white = 2 * (totals[2] - below[2, second]) / np.maximum(everything[-1] - everything[second] + totals[2], 1)
     return _best_pair(grey + white, array.max())
 
 
