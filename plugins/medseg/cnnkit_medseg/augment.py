@@ -196,10 +196,10 @@ def bias_field(image: Tensor, rng: Generator) -> Tensor:
     """
     size = image.shape[1:]
     axes = [np.linspace(-1, 1, n) if n > 1 else np.zeros(1) for n in size]
-    coefficients = rng.uniform(-1, 1, size=(4,) * len(size))
-    coefficients[np.indices(coefficients.shape).sum(axis=0) > 3] = 0
-    evaluate = np.polynomial.polynomial.polygrid2d if len(size) == 2 else np.polynomial.polynomial.polygrid3d
-    exponent = evaluate(*axes, coefficients)
+    exponent = rng.uniform(-1, 1, size=(4,) * len(size))
+    exponent[np.indices(exponent.shape).sum(axis=0) > 3] = 0
+    for axis in axes:  # Each turns the first axis, of coefficients, into a last one of values.
+        exponent = np.polynomial.polynomial.polyval(axis, exponent)
     field = np.exp(exponent * (rng.uniform(*_SHADING) / np.abs(exponent).max()))
     low = image.amin(dim=tuple(range(1, image.ndim)), keepdim=True)
     return low + (image - low) * torch.from_numpy((field / field.mean()).astype(np.float32))

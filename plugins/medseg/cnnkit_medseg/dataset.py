@@ -387,8 +387,12 @@ def _read_json(file: Path) -> Any:
 
 def _read_splits(file: Path, names: Sequence[str]) -> tuple[Split, ...]:
     described = _read_json(file)
-    valid = isinstance(described, list) and described and all(
-        isinstance(item, dict) and all(isinstance(item.get(key), list) and item[key] for key in ("train", "val")) for item in described
+    valid = (
+        isinstance(described, list)
+        and described
+        and all(
+            isinstance(item, dict) and all(isinstance(item.get(key), list) and item[key] for key in ("train", "val")) for item in described
+        )
     )
     if not valid:
         raise ConfigError(f'{file} must be a list of {{"train": [case names], "val": [case names]}}, neither of them empty')

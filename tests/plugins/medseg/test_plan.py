@@ -64,8 +64,8 @@ def test_stages_keep_their_promises(seed):
     spacing, patch = np.exp(rng.uniform(-1, 2, dims)).tolist(), rng.integers(4, 200, dims).tolist()
     stages = P.topology(spacing, patch)
     assert len(stages.strides) == len(stages.kernel_sizes) and stages.strides[0] == (1,) * dims
-    assert all(size % step == 0 and 0 <= size - old < step for size, step, old in zip(stages.patch_size, stages.divisor, patch, strict=True))
-    assert all(size // step >= 4 for size, step in zip(stages.patch_size, stages.divisor, strict=True))
+    for size, step, asked in zip(stages.patch_size, stages.divisor, patch, strict=True):
+        assert size % step == 0 and 0 <= size - asked < step and size // step >= 4
     order = rng.permutation(dims)  # The rules know no axis by its number.
     turned = P.topology([spacing[axis] for axis in order], [patch[axis] for axis in order])
     assert turned.strides == tuple(tuple(stage[axis] for axis in order) for stage in stages.strides)
@@ -119,7 +119,8 @@ def test_open_fields_are_filled_and_no_others():
 
 
 def test_channels_decide_normalisation():
-    assert P.schemes(("CT", "noNorm", "rescale_to_0_1", "rgb_to_0_1", "zscore", "T1")) == ("ct", "none", "rescale01", "rgb01", "zscore", "zscore")
+    names = ("CT", "noNorm", "rescale_to_0_1", "rgb_to_0_1", "zscore", "T1")
+    assert P.schemes(names) == ("ct", "none", "rescale01", "rgb01", "zscore", "zscore")
     two = P.complete(Config(), dataset(channels=("CT", "PET")))
     assert two.preprocess.normalise == ("ct", "zscore") and two.preprocess.spacing is None and two.network.args == {}
 
@@ -132,9 +133,8 @@ def test_mask_where_the_crop_took_much_away():
 
 
 def test_regions_and_ignore_label_come_along():
-    cfg = P.complete(
-        Config(), dataset(labels={"background": 0, "whole": (1, 2), "core": (2,)}, regions_class_order=(1, 2), ignore_label=3), fingerprint()
-    )
+    regions = dataset(labels={"background": 0, "whole": (1, 2), "core": (2,)}, regions_class_order=(1, 2), ignore_label=3)
+    cfg = P.complete(Config(), regions, fingerprint())
     assert cfg.has_regions and cfg.ignore_label == 3 and cfg.output_values == (1, 2)
 
 
