@@ -151,7 +151,9 @@ class _Cells:
     alone is cut in two, where the one before it ends, so that no memory is taken before it is needed.
     """
 
-    def __init__(self, starts: tuple[list[int], ...], sizes: tuple[int, ...], window: tuple[int, ...], streamed: int, recycle: bool) -> None:
+    def __init__(
+        self, starts: tuple[list[int], ...], sizes: tuple[int, ...], window: tuple[int, ...], streamed: int, recycle: bool
+    ) -> None:
         axes = list(zip(starts, sizes, window, strict=True))[:streamed]
         self.edges = [sorted({*line, *(start + length for start in line[-2:])}) for line, _, length in axes]
         self.edges = [[*line[:-1], *edges[edges.index(line[-1]) :]] for line, edges in zip(starts, self.edges, strict=False)]
