@@ -28,7 +28,7 @@ from torch.utils.checkpoint import checkpoint
 MASKED = -100.0
 
 # Offsets of the neighbours that one merged patch is made of, in the order of their features.
-MERGING: dict[str, tuple[tuple[int, int, int], ...]] = {
+MERGING: dict[str, tuple[tuple[int, ...], ...]] = {
     "merging": ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0), (1, 0, 1), (0, 1, 1), (1, 1, 1)),
     "merging-0.9": ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 1), (0, 1, 0), (0, 0, 1), (1, 1, 1)),
     "mergingv2": tuple(itertools.product((0, 1), repeat=3)),
@@ -126,6 +126,19 @@ class ResidualConv(nn.Module):
         return self.act(y)
 
 
+def attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, dropout: float) -> Tensor:
+    """Return ``softmax(Q K^T / sqrt(d) + bias) V``.
+
+    Shapes:
+        query, key, value: ``(W, heads, N, d)``; bias: ``(heads, N, N)``; the result is ``(W, heads, N, d)``.
+    """
+    if query.device.type == "cpu" and bias.requires_grad:
+        # PyTorch has no fused kernel on the CPU that differentiates by the bias, and its own fallback is slower.
+        weights = ((query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)).add_(bias).softmax(-1)
+        return F.dropout(weights, dropout) @ value if dropout else weights @ value
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=bias[None], dropout_p=dropout)
+
+
 class WindowAttention(nn.Module):
     """Multi-head self-attention inside windows, with a learned bias per relative position.
 
@@ -153,6 +166,7 @@ class WindowAttention(nn.Module):
         self.attn_drop = attn_drop
         positions = math.prod(2 * size - 1 for size in window_size)
         self.relative_position_bias_table = nn.Parameter(torch.empty(positions, num_heads))
+        self.relative_position_index: Tensor
         self.register_buffer("relative_position_index", relative_position_index(window_size))
         self.qkv = nn.Linear(channels, 3 * channels, bias=qkv_bias)
         self.proj = nn.Linear(channels, channels)
@@ -191,8 +205,7 @@ class WindowAttention(nn.Module):
         if any(last):
             bias = bias + MASKED * wrapped_pairs(window, shift, last, qkv.device)
         query, key, value = qkv.flatten(0, len(window)).permute(2, 0, 3, 1, 4)
-        dropout = self.attn_drop if self.training else 0.0
-        out = F.scaled_dot_product_attention(query, key, value, attn_mask=bias[None].to(query.dtype), dropout_p=dropout)
+        out = attention(query, key, value, bias.to(query.dtype), self.attn_drop if self.training else 0.0)
         # Joined head by head: a reshape would be exported as a view, which holds for one kernel's memory layout only.
         return torch.cat(out.unbind(1), dim=-1).unflatten(0, qkv.shape[: len(window) + 1])
 
@@ -283,7 +296,7 @@ class PatchMerging(nn.Module):
 
     def __init__(self, channels: int, dims: int, *, order: str = "merging") -> None:
         super().__init__()
-        self.offsets: tuple[tuple[int, ...], ...] = MERGING[order] if dims == 3 else ((0, 0), (1, 0), (0, 1), (1, 1))
+        self.offsets = MERGING[order] if dims == 3 else ((0, 0), (1, 0), (0, 1), (1, 1))
         self.norm = nn.LayerNorm(2**dims * channels)
         self.reduction = nn.Linear(2**dims * channels, 2 * channels, bias=False)
 

@@ -11,11 +11,12 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from functools import partial
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 import torch.nn.functional as F
 from cnnkit.backbones import create_model
+from cnnkit.backbones._base import FeaturePyramid
 from cnnkit.errors import ConfigError
 from cnnkit.layers import nd
 from cnnkit.layers.act import get_act
@@ -237,8 +238,9 @@ class UNet(nn.Module):
         else:
             if strides is not None or kernel_sizes is not None or residual:
                 raise ConfigError(f"strides, kernel_sizes and residual are of the plain encoder; {encoder!r} has its own")
-            self.encoder = create_model(encoder, dims=dims, in_chans=in_chans, features_only=True)
-            skips, reductions = tuple(self.encoder.channels), list(self.encoder.reductions)
+            pyramid = cast(FeaturePyramid, create_model(encoder, dims=dims, in_chans=in_chans, features_only=True))
+            self.encoder = pyramid
+            skips, reductions = tuple(pyramid.channels), pyramid.reductions
             if reductions[0] > 1:
                 self.stem = stage(in_chans, channels[0])
                 skips, reductions = (channels[0], *skips), [1, *reductions]
@@ -305,14 +307,15 @@ class UNet(nn.Module):
         for output, scale in zip(outputs, self.scales, strict=False):
             size = [-(-side // step) for side, step in zip(size, scale, strict=True)]
             if tuple(output.shape[2:]) != tuple(size):
-                output = output[(..., *(slice(side) for side in size))]
+                for axis, side in enumerate(size, start=2):
+                    output = output.narrow(axis, 0, side)
             cropped.append(output)
         return cropped
 
 
 def _he_init(module: nn.Module) -> None:
     # He initialisation for leaky ReLU of slope 0.01, as in nnU-Net.
-    if isinstance(module, (*nd.CONV.values(), *nd.CONV_TRANSPOSE.values())):
+    if isinstance(module, nn.modules.conv._ConvNd):
         nn.init.kaiming_normal_(module.weight, a=0.01)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
