@@ -19,10 +19,9 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-
 from cnnkit.errors import ConfigError, InputError, unknown
 from cnnkit.layers.nd import tupled
+from torch import Tensor
 
 Grid = Literal["nnunet", "monai"]
 Weighting = Literal["gaussian", "constant"]
