@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,12 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cnnkit_medseg.config import AugmentConfig
-
-OUTSIDE = -1
-"""Label of voxels that the case does not have: beyond its border, or outside of the head or body where that is masked."""
-
-ANISOTROPY = 3.0
-"""Ratio of patch edges from which volumes are rotated and scaled in their plane only."""
+from cnnkit_medseg.dataset import OUTSIDE
+from cnnkit_medseg.preprocess import ANISOTROPY
 
 _NOISE = (0.0, 0.1)
 _BLUR = (0.5, 1.0)
@@ -196,7 +193,7 @@ def bias_field(image: Tensor, rng: Generator) -> Tensor:
     """
     size = image.shape[1:]
     axes = [np.linspace(-1, 1, n) if n > 1 else np.zeros(1) for n in size]
-    exponent = rng.uniform(-1, 1, size=(4,) * len(size))
+    exponent: NDArray[Any] = rng.uniform(-1, 1, size=(4,) * len(size))
     exponent[np.indices(exponent.shape).sum(axis=0) > 3] = 0
     for axis in axes:  # Each turns the first axis, of coefficients, into a last one of values.
         exponent = np.polynomial.polynomial.polyval(axis, exponent)

@@ -1,7 +1,7 @@
 """Every training case is read, checked and preprocessed once, and then memory-mapped.
 
 An entry is a folder whose name carries a digest of the case's files (size and time of change) and of the preprocessing, so what is
-stale is not found. It is renamed into place when it is complete, so what is found is whole.
+stale is not found. It is renamed into place when it is complete, so what is found is whole. No torch: worker processes start fast.
 """
 
 from __future__ import annotations
@@ -27,9 +27,8 @@ from cnnkit.engine.files import writable_folder, write_json
 from cnnkit.errors import InputError
 from numpy.typing import NDArray
 
-from cnnkit_medseg.augment import OUTSIDE
 from cnnkit_medseg.config import Config
-from cnnkit_medseg.dataset import Case
+from cnnkit_medseg.dataset import OUTSIDE, Case
 from cnnkit_medseg.io import Volume, read_labels, read_volume
 from cnnkit_medseg.plan import Fingerprint
 from cnnkit_medseg.preprocess import crop_to_nonzero, intensity_statistics, normalise, resample_image, resample_labels
@@ -70,7 +69,7 @@ class CachedCase:
 
     @property
     def label(self) -> NDArray[np.int16]:
-        """Labels ``(X, Y, Z)``, memory-mapped; :data:`~cnnkit_medseg.augment.OUTSIDE` beyond the mask, if there is one."""
+        """Labels ``(X, Y, Z)``, memory-mapped; :data:`~cnnkit_medseg.dataset.OUTSIDE` beyond the mask, if there is one."""
         return np.load(self.folder / "label.npy", mmap_mode="r")
 
     @cached_property
@@ -130,7 +129,7 @@ def fingerprint(cfg: Config, cases: Sequence[Case], cache: Path, *, progress: bo
         spacings=tuple(spacing for spacing, *_ in measured),
         shapes=tuple(shape for _, shape, *_ in measured),
         relative_sizes=tuple(share for _, _, share, _ in measured),
-        intensity=intensity_statistics(intensities) if intensities.shape[1] else (),
+        intensity=tuple(map(intensity_statistics, intensities)) if intensities.shape[1] else (),
     )
     write_json(file, asdict(result))
     return result
@@ -165,7 +164,7 @@ def check_pair(case: Case, channels: int, known: frozenset[int]) -> tuple[Volume
             f"{case.label}: shape {labels.shape} in RAS order, but the image {case.images[0]} has {volume.array.shape[1:]}; "
             "image and reference must lie on one grid"
         )
-    corners = np.array(list(itertools.product(*[(0, size - 1) for size in volume.array.shape[1:]]))).T
+    corners = np.array(list(itertools.product(*((0, edge - 1) for edge in volume.array.shape[1:])))).T
     apart = np.abs((affine - volume.affine)[:3, :3] @ corners + (affine - volume.affine)[:3, 3:]).max()
     if apart > _TOLERANCE * min(volume.spacing):
         raise InputError(
@@ -231,12 +230,14 @@ def _build_entry(cfg: Config, item: tuple[Case, Path]) -> None:
 def _preprocess(cfg: Config, volume: Volume, labels: NDArray[np.integer[Any]]) -> tuple[NDArray[np.float32], NDArray[np.int16]]:
     """Return image ``(C, X, Y, Z)`` and labels ``(X, Y, Z)`` of the network's grid, in nnU-Net's order: crop, normalise, resample."""
     array, mask, box = _cropped(cfg, volume)
-    image = normalise(array, cfg.preprocess, mask)
+    settings = cfg.preprocess
+    image = normalise(array, settings.normalise, settings.intensity, mask if settings.mask_zscore else None)
     label = labels[box].astype(np.int16)
-    if cfg.preprocess.mask_zscore:
+    if settings.mask_zscore:
         label[(label == 0) & ~mask] = OUTSIDE
-    image = resample_image(image, volume.spacing, cfg.preprocess.spacing, cfg.preprocess.order)
-    label = resample_labels(label, volume.spacing, cfg.preprocess.spacing)
+    if settings.spacing is not None:
+        image = resample_image(image, volume.spacing, settings.spacing, order=settings.order)
+        label = resample_labels(label[None], volume.spacing, settings.spacing)[0]
     return np.ascontiguousarray(image, np.float32), np.ascontiguousarray(label, np.int16)
 
 
@@ -247,7 +248,7 @@ def _cropped(cfg: Config, volume: Volume) -> tuple[NDArray[np.float32], NDArray[
         return array, mask, box
     whole = np.zeros(volume.array.shape[1:], bool)
     whole[box] = mask
-    return volume.array, whole, tuple(slice(0, size) for size in whole.shape)
+    return volume.array, whole, (slice(None),) * whole.ndim
 
 
 def _measure(cfg: Config, samples: int, case: Case) -> _Measured:

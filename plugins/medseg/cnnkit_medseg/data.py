@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from cnnkit_medseg.augment import OUTSIDE, augment_intensity, draw_warp, mirror
+from cnnkit_medseg.augment import augment_intensity, draw_warp, mirror
 from cnnkit_medseg.cache import CachedCase, check_pair, fingerprint, known_labels, prepare_cases
 from cnnkit_medseg.config import AugmentConfig, Config
-from cnnkit_medseg.dataset import Case, find_split, pick, read_dataset, write_splits
+from cnnkit_medseg.dataset import OUTSIDE, Case, find_split, pick, read_dataset, write_splits
 from cnnkit_medseg.plan import complete
 
 Position = tuple[int, int, bool]

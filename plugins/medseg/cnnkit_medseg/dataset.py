@@ -29,6 +29,9 @@ SPLITS = "splits_final.json"
 ALL = -1
 """The fold that holds nothing out: every case is trained on and validated on, as nnU-Net's fold ``all``."""
 
+OUTSIDE = -1
+"""Label of voxels that a case does not have: beyond its border, or outside of the head or body where that is masked."""
+
 _SPLIT_SEED = 12345
 
 

@@ -15,12 +15,10 @@ from cnnkit.errors import ConfigError
 
 from cnnkit_medseg.config import Config, Intensity, PreprocessConfig, Scheme
 from cnnkit_medseg.dataset import Dataset
+from cnnkit_medseg.preprocess import ANISOTROPY
 
 PLANNED = ("medseg/unet", "medseg/dynunet")
 """Networks whose stages are planned when ``network.args`` is empty."""
-
-ANISOTROPY = 3.0
-"""Ratio of spacings, or of edges, from which an axis counts as coarse."""
 
 _SCHEMES: Mapping[str, Scheme] = {"ct": "ct", "nonorm": "none", "zscore": "zscore", "rescale_to_0_1": "rescale01", "rgb_to_0_1": "rgb01"}
 _SHORTEST_EDGE = 4  # Of the lowest resolution, in voxels.

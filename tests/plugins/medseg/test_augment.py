@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from cnnkit_medseg import augment as A
 from cnnkit_medseg.config import AugmentConfig
+from cnnkit_medseg.dataset import OUTSIDE
 
 NONE = replace(AugmentConfig(), **{f.name: 0.0 for f in fields(AugmentConfig) if f.name not in ("scale_range", "mirror")}, mirror=False)
 ALL = replace(NONE, **{f.name: 1.0 for f in fields(AugmentConfig) if f.name not in ("scale_range", "mirror")}, mirror=True)
@@ -44,7 +45,7 @@ def test_one_generator_gives_one_result_and_leaves_the_input(size):
     assert torch.equal(image, before[0]) and torch.equal(label, before[1])
     assert first[0].shape == image.shape and first[0].dtype == torch.float32 and torch.isfinite(first[0]).all()
     assert first[1].shape == label.shape and first[1].dtype == torch.int16
-    assert set(first[1].unique().tolist()) <= {A.OUTSIDE, *label.unique().tolist()}
+    assert set(first[1].unique().tolist()) <= {OUTSIDE, *label.unique().tolist()}
 
 
 @pytest.mark.parametrize("size", [(15, 18, 21), (6, 22, 24), (21, 28), (21, 40)])
@@ -67,7 +68,7 @@ def test_image_and_label_move_together():
     label = blobs(24, 24, 24, labels=1)
     for seed in range(5):
         image, moved = A.augment(label.float(), label, replace(NONE, rotate=1, scale=1, mirror=True), rng(seed))
-        inside = moved != A.OUTSIDE
+        inside = moved != OUTSIDE
         wrong = ((image > 0.5) != (moved == 1))[inside]  # Where a third of a voxel lies outside, the largest share is below one half.
         assert wrong.float().mean() < 0.01
 

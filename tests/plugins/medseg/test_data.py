@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -114,7 +116,6 @@ def test_cache_resamples_to_the_spacing(tmp_path):
 
 def test_cache_crops_and_masks(tmp_path):
     from cnnkit_medseg import cache as C
-    from cnnkit_medseg.augment import OUTSIDE
 
     root = make_nnunet(tmp_path / "d", cases=1)
     image, label = subject(0)
@@ -127,7 +128,7 @@ def test_cache_crops_and_masks(tmp_path):
     (case,) = C.prepare_cases(cfg, D.read_dataset(cfg.data).training, tmp_path / "cache")
     inside = head[1:-1, 1:-1, 1:-1]
     assert case.shape == inside.shape
-    assert np.array_equal(case.label == OUTSIDE, ~inside) and (case.image[0][~inside] == 0).all()
+    assert np.array_equal(case.label == D.OUTSIDE, ~inside) and (case.image[0][~inside] == 0).all()
 
 
 def test_workers_give_the_same_cache(tmp_path):
@@ -394,3 +395,8 @@ def test_no_warning_on_a_sound_dataset(boxes):
         warnings.simplefilter("error")
         D.read_dataset(DataConfig(root=boxes))
         list(loader(experiment(boxes)))
+
+
+def test_the_cache_needs_no_torch():
+    code = "import sys, cnnkit_medseg.cache; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
