@@ -164,9 +164,7 @@ def run_batch(
     return report
 
 
-def _run_one(
-    loaded: Loaded, run: RunOptions, name: str, files: tuple[Path, ...] | InputError, journal: Journal, resume: bool
-) -> Item:
+def _run_one(loaded: Loaded, run: RunOptions, name: str, files: tuple[Path, ...] | InputError, journal: Journal, resume: bool) -> Item:
     if isinstance(files, InputError):
         return Item(name, status="error", error=str(files))
     run = dataclasses.replace(run, inputs=files)
@@ -192,7 +190,10 @@ def _run_example(loaded: Loaded, run: RunOptions, bar: Progress) -> Item:
 
 def _process(loaded: Loaded, run: RunOptions, item: Item, batches: Iterable[Any], *, summarise: bool = False) -> None:
     """Read, predict and write batch by batch, noting times, outputs and warnings in ``item``."""
+    from cnnkit.engine.device import to_device
+
     clock = _Clock(item.seconds)
+    device = next((parameter.device for parameter in loaded.model.parameters()), "cpu")
     empty = True
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("ignore")
@@ -201,6 +202,7 @@ def _process(loaded: Loaded, run: RunOptions, item: Item, batches: Iterable[Any]
             iterator = iter(batches)
             while (batch := clock("read", next, iterator, None)) is not None:
                 empty = False
+                batch = to_device(batch, device)
                 predictions = clock("predict", loaded.task.predict, loaded.model, batch)
                 item.outputs += clock("write", loaded.task.write, predictions, run)
                 if summarise:
