@@ -1,0 +1,44 @@
+# Each target sets up .venv by itself when it is missing, or older than the files that say what belongs into it.
+# The only things needed beforehand are make and Python 3.11 or newer: make demo PYTHON=python3.12
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint constraints.txt
+MANIFESTS := pyproject.toml constraints.txt $(wildcard plugins/*/pyproject.toml)
+PLUGINS := $(patsubst plugins/%/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
+TESTS ?= tests
+
+.PHONY: demo test lanes lint bench clean
+
+demo: .venv/.medseg
+	$(BIN)/cnnkit run medseg --example -o out/medseg
+
+test: .venv/.all
+	$(BIN)/python -m pytest $(TESTS) -n 2 --dist worksteal --durations 8
+	$(BIN)/python tools/lanes.py --here
+
+lint: .venv/.all
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: .venv/.all
+	$(BIN)/python tests/bench/run.py
+
+clean:
+	rm -rf .venv out runs build
+
+.venv/.python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "cnnkit needs Python 3.11 or newer; type: make PYTHON=/path/to/python3.11"; exit 1; }
+	$(PYTHON) -m venv .venv
+	@touch $@
+
+# The newcomer's environment: the core and one plugin, as a user would install them.
+.venv/.medseg: .venv/.python pyproject.toml constraints.txt plugins/medseg/pyproject.toml
+	@echo "Installing cnnkit and cnnkit-medseg into .venv (about 5 GB, most of it PyTorch)"
+	$(PIP) -e . -e plugins/medseg
+	@touch $@
+
+# Everything: all plugins, the optional parts, and what the tests compare against.
+.venv/.all: .venv/.python $(MANIFESTS)
+	@echo "Installing cnnkit, all plugins and the test tools into .venv"
+	$(PIP) -e '.[train,onnx,test,lint]' $(foreach name,$(PLUGINS),-e 'plugins/$(name)[test]')
+	@touch $@ $(foreach name,$(PLUGINS),.venv/.$(name))
