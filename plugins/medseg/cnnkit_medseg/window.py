@@ -15,22 +15,26 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from cnnkit.errors import ConfigError, InputError, unknown
 from cnnkit.layers.nd import tupled
+from numpy.typing import NDArray
 from torch import Tensor
 
 Grid = Literal["nnunet", "monai"]
 Weighting = Literal["gaussian", "constant"]
 Predictor = Callable[[Tensor], Tensor]
 Progress = Callable[[int, int], object]
+Array = NDArray[np.floating[Any]]
 
 GRIDS = ("nnunet", "monai")
 WEIGHTINGS = ("gaussian", "constant")
 _MONAI_FLOOR = 1e-3  # MONAI lets no weight fall below this.
+_SMALLEST = 1e-36  # Smaller products of Gaussians lose digits, or vanish, in float32.
 
 
 def window_starts(size: int, window: int, overlap: float, grid: Grid = "nnunet") -> list[int]:
@@ -61,17 +65,6 @@ def window_starts(size: int, window: int, overlap: float, grid: Grid = "nnunet")
     return [round(room / (count - 1) * index) for index in range(count)]
 
 
-def _bell(length: int, sigma_scale: float, kind: Grid) -> Tensor:
-    """Return the Gaussian along one axis in float64, of height 1, before any floor."""
-    sigma = sigma_scale * length
-    if kind == "monai":
-        offset = torch.arange(length, dtype=torch.float64) - (length - 1) / 2
-        return torch.exp(-(offset**2) / (2 * sigma**2))
-    # The response of scipy's gaussian_filter to a unit impulse at length // 2: cut off at four sigmas.
-    offset = torch.arange(length, dtype=torch.float64) - length // 2
-    return torch.exp(-(offset**2) / (2 * sigma**2)) * (offset.abs() <= int(4 * sigma + 0.5))
-
-
 def gaussian_weights(window: Sequence[int], sigma_scale: float = 0.125, kind: Grid = "nnunet") -> Tensor:
     """Return the Gaussian importance of a window's voxels, ``(*window)`` in float32, with maximum 1 (or just below).
 
@@ -81,17 +74,33 @@ def gaussian_weights(window: Sequence[int], sigma_scale: float = 0.125, kind: Gr
         kind: ``"nnunet"`` centres on voxel ``length // 2`` and lifts zeros to the smallest other value; ``"monai"`` centres
             between the voxels and lifts everything to 0.001 at least.
     """
-    weights = _outer([_bell(length, sigma_scale, kind) for length in window])
+    return torch.from_numpy(_gaussian([_bell(length, sigma_scale, kind) for length in window], kind))
+
+
+def _bell(length: int, sigma_scale: float, kind: Grid) -> Array:
+    """Return the Gaussian along one axis, of height 1, before any floor."""
+    sigma = sigma_scale * length
     if kind == "monai":
-        return weights.clamp_(min=max(float(weights.min()), _MONAI_FLOOR)).float()
-    weights = weights.float()
+        return np.exp(-((np.arange(length) - (length - 1) / 2) ** 2) / (2 * sigma**2))
+    # The response of scipy's gaussian_filter to a unit impulse at length // 2: cut off at four sigmas.
+    offset = np.arange(length) - length // 2
+    return np.exp(-(offset**2) / (2 * sigma**2)) * (np.abs(offset) <= int(4 * sigma + 0.5))
+
+
+def _gaussian(bells: Sequence[Array], kind: Grid) -> Array:
+    """Return the product of Gaussians in float32, lifted from the floor."""
+    weights = _outer(bells)
+    if kind == "monai":
+        return np.maximum(weights, max(weights.min(), _MONAI_FLOOR), out=weights)
     positive = weights > 0
-    return weights if bool(positive.all()) else weights.masked_fill_(~positive, float(weights[positive].min()))
+    if not positive.all():
+        weights[~positive] = weights[positive].min()
+    return weights
 
 
-def _outer(factors: Sequence[Tensor]) -> Tensor:
-    """Return the outer product of vectors."""
-    return reduce(lambda left, right: left[..., None] * right, factors)
+def _outer(factors: Sequence[Array]) -> Array:
+    """Return the outer product of vectors in float32."""
+    return reduce(np.multiply.outer, [factor.astype(np.float32) for factor in factors])
 
 
 @dataclass(frozen=True)
@@ -99,31 +108,30 @@ class _Weights:
     """Weights of each window, normalised so that over every voxel they add up to 1.
 
     A product of vectors stays one after normalisation, since the grid is a product too: that costs almost nothing. A map
-    with a floor is no product; its sum is taken over the neighbours that reach into the window.
+    with a floor is no product; its sum is taken over the neighbours that reach into the window. This is work on a single
+    channel: numpy does it on one thread without the cost of waking others.
     """
 
     starts: tuple[list[int], ...]
     window: tuple[int, ...]
-    full: Tensor | None = None
-    vectors: tuple[list[Tensor], ...] = field(default=())
+    full: Array | None = None
+    vectors: tuple[list[Array], ...] = field(default=())
 
     @classmethod
     def build(cls, starts: tuple[list[int], ...], window: tuple[int, ...], weighting: Weighting, kind: Grid) -> _Weights:
-        if weighting == "gaussian" and math.prod(map(len, starts)) > 1:
-            product = _outer([_bell(length, 0.125, kind) for length in window])
-            full = gaussian_weights(window, kind=kind)
-            if not torch.equal(product.float(), full):
-                return cls(starts, window, full=full)
+        axes = [np.ones(length) for length in window]
+        if weighting == "gaussian" and math.prod(map(len, starts)) > 1:  # A single window counts fully, whatever its weights.
             axes = [_bell(length, 0.125, kind) for length in window]
-        else:  # A single window counts fully, whatever its weights.
-            axes = [torch.ones(length, dtype=torch.float64) for length in window]
+            lowest = math.prod(float(axis.min()) for axis in axes)
+            if lowest < (_MONAI_FLOOR if kind == "monai" else _SMALLEST):
+                return cls(starts, window, full=_gaussian(axes, kind))
         return cls(starts, window, vectors=tuple(_shares(axis, line) for axis, line in zip(axes, starts, strict=True)))
 
     def of(self, position: tuple[int, ...]) -> Tensor:
         """Return the weights of the window at these indices into the starts, ``(*window)`` in float32."""
         if self.full is None:
-            return _outer([vectors[index] for vectors, index in zip(self.vectors, position, strict=True)]).float()
-        total = torch.zeros_like(self.full)
+            return torch.from_numpy(_outer([vectors[index] for vectors, index in zip(self.vectors, position, strict=True)]))
+        total = np.zeros_like(self.full)
         offsets = [
             [start - line[index] for start in line if abs(start - line[index]) < length]
             for line, index, length in zip(self.starts, position, self.window, strict=True)
@@ -132,12 +140,12 @@ class _Weights:
             mine = tuple(slice(max(o, 0), length + min(o, 0)) for o, length in zip(offset, self.window, strict=True))
             theirs = tuple(slice(max(-o, 0), length - max(o, 0)) for o, length in zip(offset, self.window, strict=True))
             total[mine] += self.full[theirs]
-        return self.full / total
+        return torch.from_numpy(np.divide(self.full, total, out=total))
 
 
-def _shares(axis: Tensor, starts: list[int]) -> list[Tensor]:
+def _shares(axis: Array, starts: list[int]) -> list[Array]:
     """Return for each start the axis' weights divided by their sum over all starts."""
-    total = axis.new_zeros(starts[-1] + len(axis))
+    total = np.zeros(starts[-1] + len(axis))
     for start in starts:
         total[start : start + len(axis)] += axis
     return [axis / total[start : start + len(axis)] for start in starts]
