@@ -34,7 +34,8 @@ class PreprocessConfig:
         normalise: One scheme per channel.
         intensity: Statistics per channel for the ``ct`` scheme; the training computes them.
         crop_nonzero: Crop to the bounding box of the voxels that are not zero.
-        mask_zscore: Take mean and deviation over the voxels that are not zero, and leave the others zero.
+        mask_zscore: Take mean and deviation over the voxels that are not zero, and leave the others zero; what lies outside
+            of them (holes filled) is background.
         order: Spline order of the image resampling.
     """
 
@@ -83,9 +84,9 @@ class DataConfig:
         root: Folder of an nnU-Net dataset (``Dataset001_Name`` with ``dataset.json``) or of a Decathlon/MONAI datalist.
         datalist: JSON file of the datalist inside ``root``; empty for ``dataset.json``.
         layout: ``auto`` decides by the content of ``dataset.json``.
-        fold: Part that is held out for validation.
+        fold: Part that is held out for validation; -1 trains on every case and validates on the same.
         folds: Number of parts; splits are nnU-Net's (shuffled by seed 12345) unless ``splits_final.json`` lies there.
-        batch_size: Patches per batch.
+        batch_size: Patches per step, of all processes together.
         steps_per_epoch: Batches that make an epoch.
         foreground: Share of the batch that is centred on a foreground voxel.
         workers: Processes that load and augment; 0 for the training process itself.
@@ -157,6 +158,8 @@ class Config:
         channels: Names of the image channels; the number of files or channels that a case must have.
         patch_size: Window of the network in voxels of its grid: three numbers, or two for a slice-wise network.
         deep_supervision: Train the lower resolutions of the decoder too.
+        plan: Derive from the data what is left at its default: spacing, patch size, batch size, the network's stages.
+            Without it the defaults count: each volume keeps its own spacing.
     """
 
     labels: Mapping[str, int | tuple[int, ...]] = field(default_factory=dict)
@@ -165,6 +168,7 @@ class Config:
     channels: tuple[str, ...] = ("MR",)
     patch_size: tuple[int, ...] = (96, 96, 96)
     deep_supervision: bool = True
+    plan: bool = True
     preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
     inference: InferenceConfig = field(default_factory=InferenceConfig)

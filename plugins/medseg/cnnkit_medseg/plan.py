@@ -85,7 +85,7 @@ def complete(cfg: Config, dataset: Dataset, fingerprint: Fingerprint | None = No
     """Fill what the configuration leaves open: every field below that has its default value.
 
     ``labels``, ``regions_class_order``, ``ignore_label`` and ``channels`` come from the dataset's description;
-    ``preprocess.normalise`` from the channels' names. With a fingerprint also ``preprocess.spacing``, ``.mask_zscore``,
+    ``preprocess.normalise`` from the channels' names. With a fingerprint and ``plan`` also ``preprocess.spacing``, ``.mask_zscore``,
     ``.intensity``; and for the networks of :data:`PLANNED`, if ``network.args`` is empty, these, ``patch_size`` and
     ``data.batch_size``. Without one, what the data would decide stays as it is.
 
@@ -111,9 +111,9 @@ def complete(cfg: Config, dataset: Dataset, fingerprint: Fingerprint | None = No
     if preprocess.normalise == default.preprocess.normalise:
         preprocess = replace(preprocess, normalise=schemes(channels))
     if fingerprint is not None:
-        preprocess = _complete_preprocess(preprocess, fingerprint)
+        preprocess = _complete_preprocess(preprocess, fingerprint, plan=cfg.plan)
     cfg = replace(cfg, preprocess=preprocess, **changes)
-    if fingerprint is None or cfg.network.args or cfg.network.name not in PLANNED:
+    if fingerprint is None or not cfg.plan or cfg.network.args or cfg.network.name not in PLANNED:
         return cfg
     return _complete_network(cfg, default, fingerprint, memory_gb)
 
@@ -122,7 +122,8 @@ def needs_fingerprint(cfg: Config, dataset: Dataset) -> bool:
     """Say whether :func:`complete` would leave something open without having looked at the volumes."""
     preprocess = complete(cfg, dataset).preprocess
     open_statistics = "ct" in preprocess.normalise and not preprocess.intensity
-    return open_statistics or preprocess.spacing is None or (not cfg.network.args and cfg.network.name in PLANNED)
+    open_plan = preprocess.spacing is None or (not cfg.network.args and cfg.network.name in PLANNED)
+    return open_statistics or (cfg.plan and open_plan)
 
 
 def schemes(channels: Sequence[str]) -> tuple[Scheme, ...]:
@@ -223,13 +224,13 @@ def _shrunk(stages: Topology, spacing: Sequence[float], median_shape: Sequence[i
     return topology(spacing, smaller)
 
 
-def _complete_preprocess(preprocess: PreprocessConfig, fingerprint: Fingerprint) -> PreprocessConfig:
+def _complete_preprocess(preprocess: PreprocessConfig, fingerprint: Fingerprint, *, plan: bool) -> PreprocessConfig:
     changes: dict[str, Any] = {}
-    if preprocess.spacing is None:
+    if plan and preprocess.spacing is None:
         changes["spacing"] = target_spacing(fingerprint.spacings, fingerprint.shapes)
     if "ct" in preprocess.normalise and not preprocess.intensity:
         changes["intensity"] = fingerprint.intensity
-    cropped = preprocess.crop_nonzero and float(np.median(fingerprint.relative_sizes)) < _MASKED_BELOW
+    cropped = plan and preprocess.crop_nonzero and float(np.median(fingerprint.relative_sizes)) < _MASKED_BELOW
     if cropped and "zscore" in preprocess.normalise:
         changes["mask_zscore"] = True
     return replace(preprocess, **changes)

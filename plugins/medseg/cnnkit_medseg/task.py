@@ -121,8 +121,6 @@ class MedSeg:
             return None
         if split == "train":
             return data.train_loader(self.cfg)
-        if self.cfg.data.fold < 0 and split == "val":
-            return None  # Every case is trained on.
         return data.val_loader(self.cfg)
 
     def losses(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
