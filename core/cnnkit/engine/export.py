@@ -79,6 +79,7 @@ def export_network(
     if not isinstance(task, Exports):
         raise UsageError(f"task {plugin.name!r} has no network that can be exported by itself")
     inputs, axes = task.export_inputs(next(iter(task.loader("example"))))
+    inputs = {name: _doubled(tensor, axes.get(name, {})) for name, tensor in inputs.items()}
     with atomic_path(output) as part:
         write = _write_onnx if kind == "onnx" else _write_program
         difference = write(model, inputs, axes, part)
@@ -142,6 +143,11 @@ def _dynamic(inputs: Mapping[str, Tensor], axes: Mapping[str, Mapping[int, str]]
     import torch
 
     return tuple({axis: torch.export.Dim(name) for axis, name in axes.get(key, {}).items()} or None for key in inputs)
+
+
+def _doubled(tensor: Tensor, axes: Mapping[int, str]) -> Tensor:
+    """Repeat a tensor along its free axes of length 1, because the exporter takes a length of 1 for a constant."""
+    return tensor.repeat([2 if axis in axes and size == 1 else 1 for axis, size in enumerate(tensor.shape)])
 
 
 def _difference(found: Tensor, expected: Tensor) -> float:
