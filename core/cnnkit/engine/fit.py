@@ -173,7 +173,7 @@ def _continued(task: Any, output: Path) -> Any:
 
 def header_for(task: Any, model: nn.Module, plugin: Plugin | None, metrics: Mapping[str, float]) -> Header:
     """Return the header of a checkpoint of this task and network."""
-    chosen = getattr(task.cfg, "model", "")
+    chosen = getattr(task.cfg, "model", None) or getattr(task.cfg, "network", "")
     name = chosen if isinstance(chosen, str) else getattr(chosen, "name", "")
     distribution = f"cnnkit-{plugin.name}" if plugin is not None else ""
     return Header(
