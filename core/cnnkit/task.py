@@ -32,7 +32,7 @@ class Metric(Protocol):
         """Take in the predictions for one batch and the references that the batch holds."""
 
     def merge(self, other: Any) -> None:
-        """Take in what another instance has collected."""
+        """Take in what another instance has collected; called in rank order on every process."""
 
     def compute(self) -> dict[str, float]:
         """Return the figures collected so far, by name."""
@@ -47,10 +47,14 @@ class Task(Protocol):
         Run: Dataclass derived from :class:`cnnkit.options.RunOptions`; its fields become the options of ``run``.
         presets: Named partial configurations, ``{"name": {"train": {"lr": 0.1}}}``.
         monitor: Name of the validation figure that picks the best checkpoint, with ``"max"`` or ``"min"``.
+
+    Attributes:
+        cfg: The configuration. A training that is resumed may replace it.
     """
 
     Config: type
     Run: type
+    cfg: Any
     presets: Mapping[str, Mapping[str, Any]] = {}
     monitor: tuple[str, str] = ("loss", "min")
 
@@ -60,8 +64,8 @@ class Task(Protocol):
     def model(self) -> nn.Module:
         """Build the network with fresh weights."""
 
-    def loader(self, split: str) -> Iterable[Batch]:
-        """Return the batches of ``"train"``, ``"val"``, ``"test"`` or ``"example"``.
+    def loader(self, split: str) -> Iterable[Batch] | None:
+        """Return the batches of ``"train"``, ``"val"``, ``"test"`` or ``"example"``; ``None`` if there are no data for it.
 
         ``"example"`` is one or two tiny batches made without a file and without a network connection.
         A training loader that has ``set_epoch(epoch)`` (or whose ``sampler`` has it) is told each epoch, and what
@@ -70,7 +74,7 @@ class Task(Protocol):
         """
 
     def losses(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Return the scalar losses by name; their sum is minimised and each is logged."""
+        """Return the scalar losses by name; their sum, logged as ``loss``, is minimised and each is logged."""
 
     def predict(self, model: nn.Module, batch: Batch) -> Sequence[Prediction]:
         """Run the whole way from a batch to final predictions: windows, test-time augmentation, post-processing."""
@@ -138,7 +142,7 @@ class Calibrates(Protocol):
     """A task that must look at its training data before the first step (fingerprints, plans, reference values)."""
 
     def prepare(self, output: Path) -> Any:
-        """Look at the data and return the completed configuration, which is saved beside the run."""
+        """Look at the data and return the completed configuration, from which every process builds the task anew."""
 
 
 @runtime_checkable
