@@ -1,9 +1,9 @@
 """Export: logits of C x 128^3 to labels on 256^3, cnnkit's stream against nnU-Net's way.
 
 nnU-Net's way is one skimage.transform.resize of order 1 per class in float64, then argmax over all classes. Here it is
-given a float32 array to collect in, which spares it the copies of its own code. Every run is a fresh process with two threads; the ways take
-turns, the minimum of the times counts. Memory is the peak of the process less that of one which imports the same modules and
-holds the same logits: what is left is what the export adds.
+given a float32 array to collect in, which spares it the copies of its own code. Every run is a fresh process with two
+threads; the ways take turns, the minimum of the times counts. Memory is the peak of the process less that of one which
+imports the same modules and holds the same logits: what is left is what the export adds.
 
 Targets: at least 10 times faster, labels equal to 99.99 %, and at most 0.2 of the memory.
 """
@@ -74,8 +74,8 @@ def compare(classes: int, options: argparse.Namespace, folder: Path) -> bool:
     speedup, smaller = seconds["nnunet"] / seconds["cnnkit"], memory["cnnkit"] / memory["nnunet"]
     met = speedup >= MIN_SPEEDUP and smaller <= MAX_MEMORY and equal >= MIN_EQUAL
     print(
-        f"{classes:8d} {seconds['cnnkit']:10.2f} {seconds['nnunet']:10.2f} {speedup:8.1f} {memory['cnnkit']:10.0f} {memory['nnunet']:10.0f} "
-        f"{smaller:7.3f} {equal:10.6f}  {'met' if met else 'MISSED'}",
+        f"{classes:8d} {seconds['cnnkit']:10.2f} {seconds['nnunet']:10.2f} {speedup:8.1f} "
+        f"{memory['cnnkit']:10.0f} {memory['nnunet']:10.0f} {smaller:7.3f} {equal:10.6f}  {'met' if met else 'MISSED'}",
         flush=True,
     )
     return met
@@ -95,7 +95,7 @@ def main() -> int:
         child(options.child, options.classes[0], options.size, options.slab, options.out)
         return 0
     print(f"logits on {options.size}^3 to labels on {2 * options.size}^3; minimum of {options.repeats}")
-    print(f"{'classes':>8} {'cnnkit s':>10} {'nnunet s':>10} {'speedup':>8} {'cnnkit MiB':>10} {'nnunet MiB':>10} {'ratio':>7} {'equal':>10}")
+    print(f"{'classes':>8} {'cnnkit s':>10} {'nnunet s':>10} {'speedup':>8} {'cnnkit MB':>10} {'nnunet MB':>10} {'ratio':>7} {'equal':>10}")
     with tempfile.TemporaryDirectory() as folder:
         met = [compare(classes, options, Path(folder)) for classes in options.classes]
     return 0 if all(met) else 1

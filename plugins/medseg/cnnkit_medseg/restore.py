@@ -11,18 +11,23 @@ Interpolation is linear with half-pixel centres and clamped borders: torch's ``a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from cnnkit.errors import ConfigError, InputError, unknown
 from numpy.typing import NDArray
 from torch import Tensor
 
 Stream = Iterable[tuple[int | tuple[int, ...], Tensor]]
-_SCRATCH = 1 << 20  # Logits per block: 4 MiB of float32; less costs more calls than the cache gains, more gains nothing.
+Logits = Tensor | NDArray[np.float32]  # arrays on the CPU, tensors on a device
+Consume = Callable[[range, range, Logits], None]  # output planes, output lines, logits (K, planes, lines, Z)
+_BAND = 16  # Output positions per matrix product: the matrices stay small, and no BLAS would wake its threads for them.
+_INFINITY = 1e30  # Stands for infinite logits.
+_SCRATCH = 1 << 18  # Logits per piece: 1 MiB of float32, which the second-level cache of common processors holds.
+_SCRATCH_DEVICE = 1 << 26  # On a device a piece should keep all its processors busy.
 _COLUMNS = 1 << 15  # Voxels decided at once.
 
 
@@ -42,9 +47,9 @@ class Argmax:
             raise ConfigError(f"{len(self.values)} label values for {classes} classes of logits")
         return max(self.values, default=classes - 1)
 
-    def __call__(self, logits: Tensor) -> NDArray[Any]:
+    def __call__(self, logits: Logits) -> NDArray[Any]:
         """Return the labels ``(N,)`` of logits ``(K, N)``; of equal logits the first wins."""
-        labels = logits.argmax(0).cpu().numpy() if logits.device.type != "cpu" else _argmax(logits.float().numpy())
+        labels = logits.argmax(0).cpu().numpy() if isinstance(logits, Tensor) else _argmax(logits)
         return np.asarray(self.values)[labels] if self.values not in ((), tuple(range(len(logits)))) else labels
 
 
@@ -64,12 +69,12 @@ class Regions:
             raise ConfigError(f"{len(self.order)} labels in regions_class_order for {classes} regions of logits")
         return max(self.order)
 
-    def __call__(self, logits: Tensor) -> NDArray[Any]:
+    def __call__(self, logits: Logits) -> NDArray[Any]:
         """Return the labels ``(N,)`` of logits ``(K, N)``."""
-        values = logits.float().cpu().numpy()
-        labels = np.zeros(values.shape[1], _label_dtype(max(self.order)))
-        for region, value in zip(values, self.order, strict=True):
-            np.copyto(labels, value, where=region > 0, casting="unsafe")  # sigmoid(x) > 1/2 where x > 0
+        inside = (logits > 0).cpu().numpy() if isinstance(logits, Tensor) else logits > 0  # sigmoid(x) > 1/2 where x > 0
+        labels = np.zeros(inside.shape[1], _label_dtype(max(self.order)))
+        for region, value in zip(inside, self.order, strict=True):
+            np.copyto(labels, value, where=region, casting="unsafe")
         return labels
 
 
@@ -125,17 +130,60 @@ class _Axis:
         return range(int(low), int(high))
 
 
-def _blend(source: Tensor, axis: _Axis, out: range, offset: int, dim: int) -> Tensor:
-    """Interpolate along ``dim`` at the output positions ``out``; ``source`` begins at source position ``offset``."""
-    cut = slice(out.start, out.stop)
+@dataclass(frozen=True)
+class _Band:
+    """Some neighbouring output positions of an axis as a matrix product: ``matrix @ source[begin:end]``."""
+
+    out: slice
+    source: slice
+    matrix: NDArray[np.float32]
+
+
+def _bands(axis: _Axis, out: range, offset: int) -> list[_Band]:
+    """Cut the output positions ``out`` into narrow bands; the source begins at position ``offset``."""
+    bands = []
+    for begin in range(out.start, out.stop, _BAND):
+        end = min(begin + _BAND, out.stop)
+        low, high = int(axis.first[begin]), int(axis.second[end - 1]) + 1
+        matrix, row = np.zeros((end - begin, high - low), np.float32), np.arange(end - begin)
+        matrix[row, axis.second[begin:end] - low] = axis.share[begin:end]
+        matrix[row, axis.first[begin:end] - low] += 1 - axis.share[begin:end]
+        bands.append(_Band(slice(begin - out.start, end - out.start), slice(low - offset, high - offset), matrix))
+    return bands
+
+
+def _blend(source: Logits, axis: _Axis, out: range, offset: int, dim: int, bands: Sequence[_Band]) -> Logits:
+    """Interpolate ``(K, lines, Z)`` along ``dim`` at the output positions ``out``; the source begins at position ``offset``.
+
+    On the CPU as products with narrow matrices: they are mostly zeros, and yet several times faster than gathering two
+    operands and mixing them, since the result is written once and nothing between.
+    """
     if axis.same:
-        return source.narrow(dim, out.start - offset, len(out))
-    arrays = axis.first[cut] - offset, axis.second[cut] - offset, axis.share[cut]
-    first, second, share = (torch.from_numpy(array).to(source.device) for array in arrays)
-    shape = [1] * source.ndim
-    shape[dim] = len(out)
-    left = source.index_select(dim, first)
-    return left if axis.nearest else left.lerp_(source.index_select(dim, second), share.view(shape).to(source.dtype))
+        return source[(slice(None),) * dim + (slice(out.start - offset, out.stop - offset),)]
+    if isinstance(source, Tensor):
+        cut = slice(out.start, out.stop)
+        first, second, share = (
+            torch.from_numpy(values).to(source.device) for values in (axis.first[cut] - offset, axis.second[cut] - offset, axis.share[cut])
+        )
+        share = share.to(source.dtype).view(-1, *(1,) * (source.ndim - 1 - dim))
+        return source.index_select(dim, first).lerp_(source.index_select(dim, second), share)
+    result = np.empty((*source.shape[:dim], len(out), *source.shape[dim + 1 :]), np.float32)
+    for band in bands:
+        if dim == 1:
+            np.matmul(band.matrix, source[:, band.source], out=result[:, band.out])
+        else:
+            np.matmul(source[:, :, band.source], band.matrix.T, out=result[:, :, band.out])
+    return result
+
+
+def _lerp(left: Logits, right: Logits, share: float) -> Logits:
+    """Return ``left + share * (right - left)``."""
+    if isinstance(left, Tensor):
+        return left.lerp(right, share)
+    result = right - left
+    result *= np.float32(share)
+    result += left
+    return result
 
 
 class _Seams:
@@ -143,72 +191,91 @@ class _Seams:
 
     def __init__(self, lines: int) -> None:
         self.lines = lines
-        self.plane: dict[int, Tensor] = {}  # by the plane that follows
-        self.line: dict[int, Tensor] = {}  # by the first plane of the row of blocks
+        self.plane: dict[int, Logits] = {}  # by the plane that follows
+        self.line: dict[int, Logits] = {}  # by the first plane of the row of blocks
 
-    def extend(self, x: int, y: int, block: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """Return the plane ``(K, 1, m, Z)`` before a block and the line ``(K, n, 1, Z)`` before it, and keep its own."""
+    def extend(self, x: int, y: int, block: Logits) -> tuple[Logits | None, Logits | None]:
+        """Return the plane ``(K, 1, Y, Z)`` before a block and the line ``(K, n, 1, Z)`` before it, and keep its own."""
         end = x + block.shape[1]
         plane, line = self.plane.get(x), self.line.pop(x, None)
         if end not in self.plane:
-            self.plane[end] = block.new_empty((block.shape[0], 1, self.lines, block.shape[3]))
+            shape = (block.shape[0], 1, self.lines, block.shape[3])
+            self.plane[end] = block.new_empty(shape) if isinstance(block, Tensor) else np.empty(shape, block.dtype)
         self.plane[end][:, :, y : y + block.shape[2]] = block[:, -1:]
         if y + block.shape[2] < self.lines:
-            self.line[x] = block[:, :, -1:].clone()
-        elif x in self.plane:
-            del self.plane[x]
+            self.line[x] = block[:, :, -1:].clone() if isinstance(block, Tensor) else block[:, :, -1:].copy()
+        else:
+            self.plane.pop(x, None)
         return plane, line
 
 
-Consume = Callable[[range, range, Tensor], None]  # output planes, output lines, logits (K, planes, lines, Z)
+@dataclass(frozen=True)
+class _Context:
+    """A block ``(K, n, m, Z)`` at plane ``x`` and line ``y``, with the plane and the line before it."""
+
+    x: int
+    y: int
+    block: Logits
+    plane: Logits | None
+    line: Logits | None
+
+    def lines(self, index: int, low: int, high: int) -> Logits:
+        """Return the lines ``[low, high)`` of source plane ``index``, ``(K, high - low, Z)``."""
+        if index < self.x and self.plane is not None:
+            return self.plane[:, 0, low:high]
+        piece = self.block[:, index - self.x, max(low - self.y, 0) : high - self.y]
+        if low >= self.y or self.line is None:
+            return piece
+        before = self.line[:, index - self.x]
+        return torch.cat([before, piece], 1) if isinstance(piece, Tensor) else np.concatenate([before, piece], 1)
 
 
 @dataclass(frozen=True)
 class _Resampler:
-    """Interpolates blocks of a stream and hands the pieces on; state between blocks lies in the seams."""
+    """Interpolates the blocks of a stream and hands the pieces on; what lies between blocks is in the seams.
+
+    On the CPU the pieces are small enough for the cache, and threads share them out: an operator that splits such a small
+    piece over threads would wait for them longer than it works.
+    """
 
     axes: tuple[_Axis, _Axis, _Axis]
     seams: _Seams
+    pool: ThreadPoolExecutor
 
     def feed(self, x: int, y: int, block: Tensor, consume: Consume) -> None:
         """Interpolate all output positions that a block ``(K, n, m, Z)`` at plane ``x`` and line ``y`` completes."""
-        across, along, _ = self.axes
+        on_cpu = block.device.type == "cpu"
+        logits: Logits = block.float().numpy() if on_cpu else block
+        run = self.pool.map if on_cpu else map
         if all(axis.same for axis in self.axes):
             step = max(1, _COLUMNS // block[0, 0].numel())
-            for begin in range(0, block.shape[1], step):
-                piece = block[:, begin : begin + step]
-                consume(range(x + begin, x + begin + piece.shape[1]), range(y, y + block.shape[2]), piece)
-            return
-        plane, line = self.seams.extend(x, y, block)
-        planes = across.owned(x, x + block.shape[1])
-        lines = along.owned(y, y + block.shape[2])
-        step = max(1, _SCRATCH // (block.shape[0] * len(self.axes[2].first)))
-        for begin in range(lines.start, lines.stop, step):
-            rows = range(begin, min(begin + step, lines.stop))
-            low, high = int(along.first[rows.start]), int(along.second[rows.stop - 1]) + 1
-            recent: dict[int, Tensor] = {}
-            for out in planes:
-                first, second, share = int(across.first[out]), int(across.second[out]), float(across.share[out])
-                for index in {first, second} - recent.keys():
-                    recent[index] = self._row(index, low, high, x, y, block, plane, line)
-                recent = {index: recent[index] for index in (first, second)}
-                piece = recent[first].lerp(recent[second], share) if share else recent[first]
-                consume(range(out, out + 1), rows, _blend(piece, along, rows, low, 1)[:, None])
-
-    def _row(
-        self, index: int, low: int, high: int, x: int, y: int, block: Tensor, plane: Tensor | None, line: Tensor | None
-    ) -> Tensor:
-        """Return lines ``[low, high)`` of source plane ``index`` interpolated along the last axis, ``(K, lines, Z')``."""
-        if index < x and plane is not None:
-            piece = plane[:, 0, low:high]
+            parts = [range(begin, min(begin + step, block.shape[1])) for begin in range(0, block.shape[1], step)]
+            lines = range(y, y + block.shape[2])
+            work = run(lambda part: consume(range(x + part.start, x + part.stop), lines, logits[:, part.start : part.stop]), parts)
         else:
-            piece = block[:, index - x, max(low - y, 0) : high - y]
-            if low < y and line is not None:
-                piece = torch.cat([line[:, index - x], piece], 1)
-        axis = self.axes[2]
-        if axis.same or axis.nearest:
-            return _blend(piece, axis, range(len(axis.first)), 0, 2)
-        return F.interpolate(piece, size=len(axis.first), mode="linear", align_corners=False)
+            if isinstance(logits, np.ndarray) and not np.isfinite(logits.sum()):
+                logits = logits.clip(-_INFINITY, _INFINITY)  # Zero times infinity would spoil the neighbours.
+            context = _Context(x, y, logits, *self.seams.extend(x, y, logits))
+            lines = self.axes[1].owned(y, y + block.shape[2])
+            step = max(_BAND, (_SCRATCH if on_cpu else _SCRATCH_DEVICE) // (block.shape[0] * len(self.axes[2].first)))
+            parts = [range(begin, min(begin + step, lines.stop)) for begin in range(lines.start, lines.stop, step)]
+            work = run(lambda rows: self._rows(context, rows, consume), parts)
+        for _ in work:  # The result of each part is None; a part's error is raised here.
+            pass
+
+    def _rows(self, context: _Context, rows: range, consume: Consume) -> None:
+        """Interpolate some output lines in all output planes that a block completes."""
+        across, along, through = self.axes
+        low, high = int(along.first[rows.start]), int(along.second[rows.stop - 1]) + 1
+        bands, row_bands = _bands(through, range(len(through.first)), 0), _bands(along, rows, low)
+        recent: dict[int, Logits] = {}
+        for out in across.owned(context.x, context.x + context.block.shape[1]):
+            first, second, share = int(across.first[out]), int(across.second[out]), float(across.share[out])
+            for index in {first, second} - recent.keys():
+                recent[index] = _blend(context.lines(index, low, high), through, range(len(through.first)), 0, 2, bands)
+            recent = {index: recent[index] for index in (first, second)}
+            piece = _lerp(recent[first], recent[second], share) if share else recent[first]
+            consume(range(out, out + 1), rows, _blend(piece, along, rows, low, 1, row_bands)[:, None])
 
 
 def _stream(
@@ -221,17 +288,18 @@ def _stream(
     nearest = [axis + (flat and axis == 1) for axis in nearest_axes]
     sizes, outs = ((n[0], 1, n[1]) if flat else tuple(n) for n in (shape, out_shape))
     axes = [_Axis.build(size, out, index in nearest) for index, (size, out) in enumerate(zip(sizes, outs, strict=True))]
-    resampler = _Resampler((axes[0], axes[1], axes[2]), _Seams(sizes[1]))
     take: Consume | None = None
     seen = 0
-    for origin, block in slabs:
-        x, y = (origin, 0) if isinstance(origin, int) else (*origin, 0)[:2]
-        block = block[:, :, None] if flat else block
-        if block.shape[3] != sizes[2] or x + block.shape[1] > sizes[0] or y + block.shape[2] > sizes[1]:
-            raise InputError(f"a block of logits {tuple(block.shape)} at {origin} does not lie on a grid of {tuple(shape)} voxels")
-        take = take or consume(len(block))
-        seen += block[0].numel()
-        resampler.feed(x, y, block, take)
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        resampler = _Resampler((axes[0], axes[1], axes[2]), _Seams(sizes[1]), pool)
+        for origin, block in slabs:
+            x, y = (origin, 0) if isinstance(origin, int) else (*origin, 0)[:2]
+            block = block[:, :, None] if flat else block
+            if block.shape[3] != sizes[2] or x + block.shape[1] > sizes[0] or y + block.shape[2] > sizes[1]:
+                raise InputError(f"a block of logits {tuple(block.shape)} at {origin} does not lie on a grid of {tuple(shape)} voxels")
+            take = take or consume(len(block))
+            seen += block[0].numel()
+            resampler.feed(x, y, block.detach(), take)
     if seen != np.prod(sizes):
         raise InputError(f"the stream of logits held {seen} voxels, but a grid of {tuple(shape)} has {int(np.prod(sizes))}")
 
@@ -274,7 +342,7 @@ def restore_labels(
             raise ConfigError(f"labels up to {highest} do not fit the given array of {result.dtype}")
         view = result if result.ndim == 3 else result[:, None]
 
-        def take(planes: range, lines: range, piece: Tensor) -> None:
+        def take(planes: range, lines: range, piece: Logits) -> None:
             labels = decide(piece.reshape(len(piece), -1))
             view[planes.start : planes.stop, lines.start : lines.stop] = labels.reshape(piece.shape[1:])
 
@@ -316,8 +384,9 @@ def restore_probabilities(
             raise ConfigError(f"the array for the probabilities has shape {result.shape}, expected {expected}")
         view = result if result.ndim == 4 else result[:, :, None]
 
-        def take(planes: range, lines: range, piece: Tensor) -> None:
-            values = piece.float().softmax(0) if activation == "softmax" else piece.float().sigmoid()
+        def take(planes: range, lines: range, piece: Logits) -> None:
+            logits = torch.as_tensor(piece).float()
+            values = logits.softmax(0) if activation == "softmax" else logits.sigmoid()
             view[:, planes.start : planes.stop, lines.start : lines.stop] = values.cpu().numpy()
 
         return take

@@ -136,6 +136,37 @@ def test_windows_to_labels_end_to_end(stream):
     assert agree(labels, linear(logits, (41, 30, 19)))
 
 
+def test_infinite_logits_do_not_spoil_their_neighbours():
+    logits = logits_on((9, 8, 7), 3)
+    logits[1] = -torch.inf  # a class that was masked out
+    labels = restore_labels(cut(logits), (9, 8, 7), (18, 16, 14))
+    assert agree(labels, linear(logits.clamp(min=-1e9), (18, 16, 14))) and not (labels == 1).any()
+    assert np.isfinite(restore_probabilities(cut(logits), (9, 8, 7), (18, 16, 14))).all()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no accelerator here")
+def test_device_equals_cpu():
+    logits = logits_on((9, 8, 7))
+    on_device = restore_labels(((x, block.cuda()) for x, block in cut(logits)), (9, 8, 7), (18, 16, 14))
+    assert np.array_equal(on_device, restore_labels(cut(logits), (9, 8, 7), (18, 16, 14)))
+
+
+def test_device_code_equals_cpu_code():
+    """The tensor operators that serve devices, against the array operators of the CPU."""
+    from cnnkit_medseg import restore
+
+    logits, out = logits_on((9, 8, 7)), (20, 19, 6)
+    axis = restore._Axis.build(8, 19, False)
+    rows = range(4, 15)
+    low, high = int(axis.first[4]), int(axis.second[14]) + 1
+    source = logits[:, 2, low:high]
+    for dim, (part, line, offset) in {1: (rows, axis, low), 2: (range(out[2]), restore._Axis.build(7, 6, False), 0)}.items():
+        bands = restore._bands(line, part, offset)
+        tensor = restore._blend(source, line, part, offset, dim, bands)
+        array = restore._blend(source.numpy(), line, part, offset, dim, bands)
+        np.testing.assert_allclose(tensor.numpy(), array, atol=1e-6)
+
+
 def test_given_arrays_are_filled():
     logits = logits_on((4, 5, 6))
     out, probabilities = np.zeros((8, 5, 6), np.int16), np.zeros((4, 8, 5, 6), np.float64)
