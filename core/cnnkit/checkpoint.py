@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import struct
 import zipfile
 from collections.abc import Mapping
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 FORMAT = "1"
 HEADER_LIMIT = 100_000_000  # safetensors' own limit: a longer header is not one.
+LEGACY_MAGIC = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
+"""The number, as a pickle, with which files of torch.save began before version 1.6."""
 Kind = Literal["cnnkit", "safetensors", "torch", "pickle", "onnx", "hdf5", "unknown"]
 
 
@@ -80,8 +83,11 @@ class Header:
                 continue
             try:
                 values[item.name] = text if str(item.type) == "str" else json.loads(text)
-            except json.JSONDecodeError as error:
+            except (ValueError, TypeError, RecursionError) as error:
                 raise CheckpointError(f"{source}: header field 'cnnkit.{item.name}' is damaged ({error})") from error
+            expected = {"labels": list, "config": dict, "preprocess": dict, "metrics": dict}.get(item.name, str)
+            if not isinstance(values[item.name], expected):
+                raise CheckpointError(f"{source}: header field 'cnnkit.{item.name}' is damaged (no {expected.__name__}: {text!r})")
         if "task" not in values:
             raise CheckpointError(f"{source}: the header names no task, so it cannot be run")
         values["labels"] = tuple(values.get("labels", ()))
@@ -97,7 +103,7 @@ def recognise(path: str | os.PathLike[str]) -> Kind:
     path = Path(path)
     try:
         with open(path, "rb") as stream:
-            start = stream.read(16)
+            start = stream.read(32)
     except OSError as error:
         raise CheckpointError(f"cannot read checkpoint {path}: {error.strerror}") from error
     if not start:
@@ -109,7 +115,7 @@ def recognise(path: str | os.PathLike[str]) -> Kind:
     if start[:8] == b"\x89HDF\r\n\x1a\n":
         return "hdf5"
     if start[0] == 0x80 and start[1] in range(1, 6):
-        return "pickle"
+        return "torch" if LEGACY_MAGIC in start else "pickle"
     return "onnx" if start[0] == 0x08 else "unknown"
 
 
@@ -117,8 +123,8 @@ def _is_torch_zip(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return any(name.endswith("/data.pkl") or name == "data.pkl" for name in archive.namelist())
-    except zipfile.BadZipFile:
-        return False
+    except (zipfile.BadZipFile, OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is a zip archive, as torch.save writes it, that is damaged or cut off: {error}") from error
 
 
 def _metadata(path: Path) -> dict[str, str]:
@@ -128,8 +134,9 @@ def _metadata(path: Path) -> dict[str, str]:
         text = stream.read(length)
     try:
         return dict(json.loads(text).get("__metadata__", {}))
-    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} looks like a safetensors file but its header is damaged: {error}") from error
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
+        cause = "it is cut off" if len(text) < length else str(error)
+        raise CheckpointError(f"{path} looks like a safetensors file but its header is damaged: {cause}") from error
 
 
 def read_header(path: str | os.PathLike[str]) -> Header:
@@ -220,24 +227,45 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_torch(path: Path) -> Any:
-    import pickle
+    import warnings
 
     import torch
 
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        blocked = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
-        names = ", ".join(blocked) or str(error).splitlines()[0]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # TypedStorage's deprecation is the business of whoever wrote the file.
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # Damaged bytes end in any exception of the unpickler, not in one kind of its own.
+        blocked = _blocked_globals(path, str(error))
+        if not blocked:
+            raise CheckpointError(f"{path} is damaged or cut off: {_cause(error)}") from error
         raise CheckpointError(
-            f"{path} was refused: besides weights it names objects that would run code ({names}). "
+            f"{path} was refused: besides weights it names objects that would run code ({', '.join(blocked)}). "
             "Save its state dict alone: torch.save(model.state_dict(), 'weights.pt')."
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path} is damaged or cut off: {error}") from error
+
+
+def _blocked_globals(path: Path, message: str) -> list[str]:
+    """Name what ``weights_only`` refused: all of it for a zip file, the first for an older file, which torch cannot list."""
+    import torch
+
+    try:
+        found = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+    except Exception:  # An older file, or one that is too damaged for a list.
+        found = []
+    return found or re.findall(r"GLOBAL ([\w.]+) (?:was not|whose)", message)[:1]
+
+
+def _cause(error: Exception) -> str:
+    """Return what is wrong with a file in one line, without torch's advice to load it unsafely."""
+    _, stated, after = str(error).partition("WeightsUnpickler error:")
+    lines = (after if stated else str(error)).strip().splitlines()
+    return lines[0] if lines and "weights_only" not in lines[0] else type(error).__name__
 
 
 WRAPPERS = ("state_dict", "model_state_dict", "network_weights", "params_ema", "params", "model_ema", "state_dict_ema", "model", "net")
+PREFIXES = ("module.", "_orig_mod.")
+"""What DataParallel and torch.compile put before every key, in either order."""
 
 
 def unwrap(content: Any, *, source: str = "the file") -> dict[str, Tensor]:
@@ -257,7 +285,6 @@ def unwrap(content: Any, *, source: str = "the file") -> dict[str, Tensor]:
         keys = ", ".join(map(str, content)) if isinstance(content, Mapping) else type(content).__name__
         raise CheckpointError(f"{source} holds no state dict; found: {keys[:200]}")
     state = {str(key): value for key, value in content.items() if isinstance(value, torch.Tensor)}
-    for prefix in ("module.", "_orig_mod."):
-        if all(key.startswith(prefix) for key in state):
-            state = {key.removeprefix(prefix): value for key, value in state.items()}
+    while prefix := next((item for item in PREFIXES if all(key.startswith(item) for key in state)), None):
+        state = {key.removeprefix(prefix): value for key, value in state.items()}
     return state
