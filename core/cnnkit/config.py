@@ -77,7 +77,11 @@ def dump_yaml(config: Any) -> str:
     """Return a configuration dataclass as YAML."""
     import yaml
 
-    return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
+    class Dumper(yaml.SafeDumper):
+        pass
+
+    Dumper.add_implicit_resolver(*_float_resolver())  # So that a text like "1e-3" is quoted, and read back as a text.
+    return yaml.dump(to_dict(config), Dumper=Dumper, sort_keys=False, allow_unicode=True)
 
 
 def read_yaml(file: str | Path, *, _chain: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -95,7 +99,7 @@ def read_yaml(file: str | Path, *, _chain: tuple[Path, ...] = ()) -> dict[str, A
         data = yaml.load(file.read_text(encoding="utf-8"), Loader=_loader())
     except OSError as error:
         raise ConfigError(f"cannot read configuration {file}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: wrong UTF-8, or a date such as 2024-13-01.
         raise ConfigError(f"{file} is not valid YAML: {error}") from error
     if data is None:
         data = {}
@@ -122,7 +126,7 @@ def parse_override(text: str) -> dict[str, Any]:
         raise ConfigError(f"--set {text!r} is not of the form key=value; type for example --set train.lr=1e-3")
     try:
         parsed = yaml.load(value, Loader=_loader()) if value.strip() else ""
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"--set {text!r}: the value is not valid YAML: {error}") from error
     for part in reversed(key.strip().split(".")):
         parsed = {part: parsed}
@@ -131,21 +135,25 @@ def parse_override(text: str) -> dict[str, Any]:
 
 def _loader() -> type:
     """Return YAML's safe loader, taught that ``1e-3`` is a number and that a key stands once."""
-    import re
-
     import yaml
 
     class Loader(yaml.SafeLoader):
         def construct_mapping(self, node: Any, deep: bool = False) -> dict:
-            keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+            keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
             twice = next((key for key in keys if keys.count(key) > 1), None)
             if twice is not None:
                 raise yaml.constructor.ConstructorError(None, None, f"key {twice!r} stands twice", node.start_mark)
             return super().construct_mapping(node, deep)
 
-    # YAML 1.1 asks for a dot in the mantissa and a sign in the exponent, which people do not write.
-    Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789"))
+    Loader.add_implicit_resolver(*_float_resolver())
     return Loader
+
+
+def _float_resolver() -> tuple[str, Any, list[str]]:
+    """Return the rule that ``1e-3`` is a number: YAML 1.1 asks for a dot and a signed exponent, which people do not write."""
+    import re
+
+    return "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
 
 
 def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -169,20 +177,24 @@ def _checked(cls: Any, data: Any, source: str, prefix: str = "") -> Any:
             close = nearest(str(key), known, limit=1)
             hint = f"did you mean '{prefix}{close[0]}'?" if close else "known: " + ", ".join(sorted(prefix + name for name in known))
             raise ConfigError(f"{source}: unknown key '{prefix}{key}'; {hint}")
-        nested = _dataclass_in(kinds[key])
-        if nested is not None:
-            _checked(nested, value, source, f"{prefix}{key}.")
+        for kind, item, place in _nested(kinds[key], value, f"{prefix}{key}"):
+            _checked(kind, item, source, f"{place}.")
     return data
 
 
-def _dataclass_in(kind: Any) -> type | None:
-    """Return the dataclass that an annotation stands for, looking through ``X | None``."""
+def _nested(kind: Any, value: Any, place: str) -> list[tuple[type, Any, str]]:
+    """Return the dataclasses in an annotation with their values: directly, or in ``X | None``, lists, tuples and mappings."""
     if dataclasses.is_dataclass(kind):
-        return typing.cast(type, kind)
-    if get_origin(kind) in (Union, types.UnionType):
-        found = [arg for arg in get_args(kind) if dataclasses.is_dataclass(arg)]
-        return typing.cast(type, found[0]) if len(found) == 1 else None
-    return None
+        return [(typing.cast(type, kind), value, place)]
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        found = [arg for arg in inner if arg is not type(None)]
+        return _nested(found[0], value, place) if len(found) == 1 else []
+    if isinstance(value, Mapping) and len(inner) == 2:
+        return [row for key, item in value.items() for row in _nested(inner[1], item, f"{place}.{key}")]
+    if isinstance(value, (list, tuple)) and inner:
+        return [row for index, item in enumerate(value) for row in _nested(inner[0], item, f"{place}.{index}")]
+    return []
 
 
 def _dotted(parts: Iterable[Any]) -> str:
