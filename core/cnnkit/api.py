@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def run(
     task: str,
-    inputs: Sequence[str | Path] = (),
+    inputs: str | Path | Sequence[str | Path] = (),
     *,
     output: str | Path = "out",
     checkpoint: str | Path | None = None,
@@ -36,7 +36,7 @@ def run(
 
     Args:
         task: Name of an installed plugin, for example ``"medseg"``.
-        inputs: Files and folders.
+        inputs: Files and folders; a single one may stand by itself.
         output: Folder for the outputs, ``report.json`` and ``errors.csv``.
         checkpoint: A checkpoint; the plugin's built-in one if not given.
         config: Configuration for plain weights.
@@ -56,6 +56,8 @@ def run(
     """
     from cnnkit.engine.run import run_batch
 
+    if example and inputs:
+        raise UsageError("an example takes no inputs")
     plugin = plugins.get(task)
     kind = plugin.load_run()
     known = {item.name for item in dataclasses.fields(kind)} - {"inputs", "output", "device", "name"}
@@ -64,7 +66,8 @@ def run(
             raise UsageError(unknown(f"option of {task}", name, known))
     if not example and not inputs:
         raise UsageError("no input was given; name files or folders, or use --example")
-    request = kind(inputs=tuple(Path(path) for path in inputs), output=Path(output), device=device, **options)
+    paths = (inputs,) if isinstance(inputs, (str, Path)) else inputs
+    request = kind(inputs=tuple(Path(path) for path in paths), output=Path(output), device=device, **options)
     return run_batch(
         plugin,
         request,

@@ -6,13 +6,14 @@ Standard library only: a plugin's ``args.py`` derives its ``Run`` from :class:`R
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from cnnkit.errors import InputError, UsageError
+from cnnkit.errors import InputError, UsageError, unknown
 
 
 def option(default: Any, help: str, *, choices: Sequence[str] = (), metavar: str = "") -> Any:
@@ -47,6 +48,12 @@ class RunOptions:
     device: str = "auto"
     name: str = ""
 
+    def __post_init__(self) -> None:
+        for item in dataclasses.fields(self):  # The command line checks by itself; this is for calls from Python.
+            choices, value = item.metadata.get("choices"), getattr(self, item.name)
+            if choices and value is not None and value not in choices:
+                raise UsageError(unknown(f"value of option {item.name!r}:", value, choices))
+
     def group(self) -> Mapping[str, tuple[Path, ...] | InputError]:
         """Return the files of each input by a unique name, in a stable order.
 
@@ -61,7 +68,11 @@ def expand(paths: Sequence[Path], suffixes: Sequence[str]) -> list[Path | tuple[
     found: list[Path | tuple[Path, InputError]] = []
     for path in paths:
         if path.is_dir():
-            inside = sorted(item for item in path.iterdir() if item.is_file() and has_suffix(item, suffixes) and item.name[0] != ".")
+            try:
+                inside = sorted(item for item in path.iterdir() if item.is_file() and has_suffix(item, suffixes) and item.name[0] != ".")
+            except OSError as error:
+                found.append((path, InputError(f"folder {path} cannot be listed: {error.strerror}")))
+                continue
             accepted = ", ".join(suffixes) or "any file"
             found += inside or [(path, InputError(f"folder {path} holds no input; accepted: {accepted}"))]
         elif not path.exists():
@@ -79,26 +90,34 @@ def has_suffix(path: Path, suffixes: Sequence[str]) -> bool:
 
 
 def name_inputs(items: Sequence[Path | tuple[Path, InputError]], suffixes: Sequence[str] = ()) -> dict[str, tuple[Path, ...] | InputError]:
-    """Name each path by its stem, and by as many parent folders as make the names differ."""
+    """Name each path by its stem, and by as many parent folders as make the names differ.
+
+    Files of one folder that differ in their suffix alone (``scan.png``, ``scan.jpg``) keep it as ``scan_png``, ``scan_jpg``.
+    """
     paths = [item[0] if isinstance(item, tuple) else item for item in items]
-    unique = list(dict.fromkeys(paths))
-    deepest = max((len(path.resolve().parts) for path in unique), default=1)
-    for depth in range(1, deepest + 1):
-        names = {path: _name(path, depth, suffixes) for path in unique}
+    places = {path: Path(os.path.normpath(path.absolute())) for path in paths}  # Not resolved: a link's own name is what people know.
+    unique = list(dict.fromkeys(places.values()))
+    deepest = max((len(place.parts) for place in unique), default=1)
+    tries = [(depth, keep) for keep in (False, True) for depth in range(1, deepest + 1)]
+    for depth, keep in tries:
+        names = {place: _name(place, depth, suffixes, keep_suffix=keep) for place in unique}
         if len(set(names.values())) == len(names):
             break
-    else:  # Files that differ in their suffix alone: scan.png beside scan.jpg.
-        names = {path: "_".join(path.resolve().parts[-depth:]) for path in unique}
+    else:  # Names that meet only after the suffix was joined on: a number tells them apart.
+        names = {place: f"{name}_{number}" for number, (place, name) in enumerate(names.items(), start=1)}
     result: dict[str, tuple[Path, ...] | InputError] = {}
     for item, path in zip(items, paths, strict=True):
-        result.setdefault(names[path], item[1] if isinstance(item, tuple) else (path,))
+        result.setdefault(names[places[path]], item[1] if isinstance(item, tuple) else (path,))
     return result
 
 
-def _name(path: Path, depth: int, suffixes: Sequence[str]) -> str:
-    *parents, last = path.resolve().parts[-depth:]
-    ending = next((suffix for suffix in sorted(suffixes, key=len, reverse=True) if last.lower().endswith(suffix)), path.suffix)
-    return "_".join((*(parent.strip("/\\:") for parent in parents), last[: len(last) - len(ending)] or last)).strip("_")
+def _name(place: Path, depth: int, suffixes: Sequence[str], *, keep_suffix: bool) -> str:
+    *parents, last = place.parts[-depth:]
+    ending = next((suffix for suffix in sorted(suffixes, key=len, reverse=True) if last.lower().endswith(suffix)), place.suffix)
+    stem = last[: len(last) - len(ending)] or last
+    if keep_suffix and stem != last:
+        stem += last[len(stem) :].replace(".", "_")
+    return "_".join((*filter(None, (parent.strip("/\\:") for parent in parents)), stem))
 
 
 @dataclass(frozen=True)
