@@ -5,7 +5,6 @@ Standard library only, so that the command line can raise and print them before 
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
 
@@ -46,6 +45,8 @@ class RegistryError(CnnkitError, KeyError):
 
 def nearest(word: str, known: Iterable[str], *, limit: int = 3) -> list[str]:
     """Return the known words closest in spelling to ``word``, best first."""
+    import difflib  # On use: it adds to the start of every command, and only errors need it.
+
     return difflib.get_close_matches(word, list(known), n=limit, cutoff=0.5)
 
 

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from cnnkit.errors import PluginError, RegistryError, unknown
+from cnnkit.errors import CnnkitError, PluginError, RegistryError, unknown
 from cnnkit.registry import Entry, resolve
 
 API = 1
@@ -79,16 +79,26 @@ class Plugin:
 
     def missing(self) -> list[str]:
         """Return the libraries in ``requires`` that are not installed."""
-        return [name for name in self.requires if importlib.util.find_spec(name) is None]
+        return [name for name in self.requires if not _installed(name)]
 
     def _load(self, target: str) -> Any:
         try:
             return resolve(target)
         except ImportError as error:
-            missing = ", ".join(self.missing()) or str(error)
-            raise PluginError(
-                f"plugin {self.name!r} does not load: {missing} cannot be imported ({error}); try: pip install cnnkit cnnkit-{self.name}"
-            ) from error
+            missing = self.missing()
+            cause = f"{', '.join(missing)} not installed ({error})" if missing else str(error)
+            raise PluginError(f"plugin {self.name!r} does not load: {cause}; try: pip install cnnkit cnnkit-{self.name}") from error
+        except CnnkitError:
+            raise
+        except Exception as error:  # A plugin is foreign code: say whose fault it is.
+            raise PluginError(f"plugin {self.name!r} does not load: {target} raised {type(error).__name__}: {error}") from error
+
+
+def _installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):  # The parent of a dotted name is missing, or a module without a spec.
+        return False
 
 
 @dataclass(frozen=True)
@@ -118,8 +128,7 @@ def discover() -> Mapping[str, Plugin | Broken]:
 
     The environment variable ``CNNKIT_PLUGINS`` (names with commas) limits what is looked at.
     """
-    wanted = os.environ.get("CNNKIT_PLUGINS")
-    names = None if wanted is None else {name.strip() for name in wanted.split(",") if name.strip()}
+    names = _limit()
     found: dict[str, Plugin | Broken] = {}
     for point in importlib.metadata.entry_points(group=GROUP):
         if names is not None and point.name not in names:
@@ -129,9 +138,15 @@ def discover() -> Mapping[str, Plugin | Broken]:
             continue
         try:
             found[point.name] = parse(point.name, point.load())
-        except Exception as error:  # A plugin is foreign code: whatever it raises must not take the command line down.
+        except (Exception, SystemExit) as error:  # A plugin is foreign code: whatever it raises must not take the command line down.
             found[point.name] = Broken(point.name, f"{type(error).__name__}: {error}", point.value)
     return dict(sorted(found.items()))
+
+
+def _limit() -> set[str] | None:
+    """Return the names in ``CNNKIT_PLUGINS``; ``None`` if it is not set."""
+    wanted = os.environ.get("CNNKIT_PLUGINS")
+    return None if wanted is None else {name.strip() for name in wanted.split(",") if name.strip()}
 
 
 def get(name: str) -> Plugin:
@@ -145,6 +160,11 @@ def get(name: str) -> Plugin:
         return plugin
     if isinstance(plugin, Broken):
         raise PluginError(f"plugin {name!r} is installed but cannot be used: {plugin.reason}; 'cnnkit doctor' says more")
+    limit = _limit()
+    if limit is not None and name not in limit and name in {point.name for point in importlib.metadata.entry_points(group=GROUP)}:
+        raise PluginError(
+            f"plugin {name!r} is left out by CNNKIT_PLUGINS={os.environ['CNNKIT_PLUGINS']}; add it there, or unset the variable"
+        )
     if name in KNOWN:
         raise PluginError(f"plugin {name!r} is not installed here; type: pip install cnnkit cnnkit-{name}")
     raise PluginError(unknown("plugin", name, {*discover(), *KNOWN}, more="'cnnkit list plugins' shows what is installed."))
