@@ -27,7 +27,8 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".part-{os.getpid()}@{_host()}-", suffix="-" + path.name, dir=path.parent)
+    ending = path.name[-100:]  # A long name must not become too long for the file system.
+    handle, name = tempfile.mkstemp(prefix=f".part-{os.getpid()}@{_host()}-", suffix="-" + ending, dir=path.parent)
     os.close(handle)
     part = Path(name)
     try:

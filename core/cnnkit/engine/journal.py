@@ -35,11 +35,12 @@ class Journal:
         """Return the outputs of ``name`` if they were made from the same files in the same way and are all there."""
         try:
             record = json.loads(self._file(name).read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError):
+            key, sizes = record["key"], dict(record["outputs"])
+        except (OSError, ValueError, KeyError, TypeError):  # A record that cannot be read is no record.
             return None
-        if record.get("key") != self._key(name, files):
+        if key != self._key(name, files):
             return None
-        outputs = {self.output / path: size for path, size in record["outputs"].items()}
+        outputs = {self.output / path: size for path, size in sizes.items()}
         whole = all(path.is_file() and path.stat().st_size == size for path, size in outputs.items())
         return list(outputs) if whole else None
 
