@@ -60,8 +60,8 @@ def _machine() -> list[Check]:
 
 
 def _torch_version(version: str) -> Check:
-    major, minor = (int(part) for part in version.split("+")[0].split(".")[:2])
-    safe = (major, minor) >= (2, 10)
+    numbers = re.match(r"(\d+)\.(\d+)", version)
+    safe = numbers is not None and (int(numbers[1]), int(numbers[2])) >= (2, 10)
     return Check("safe loading", safe, "torch >= 2.10" if safe else f"torch {version}: weights_only is not safe before 2.10; upgrade torch")
 
 
@@ -92,6 +92,8 @@ def _libraries(name: str) -> list[str]:
 
 def _deep(item: Plugin) -> Check:
     what = f"plugin {item.name}, example batch"
+    if not item.checkpoint:
+        return Check(what, True, "not tried: the plugin ships no checkpoint")
     try:
         predictions = _predict_example(item)
     except Exception as error:  # Whatever is wrong with a plugin is what the doctor is asked to say.

@@ -25,8 +25,14 @@ def info(what: str, as_json: bool) -> None:
         return
     from cnnkit.engine.run import summary_lines
 
-    for line in summary_lines({key: value for key, value in data.items() if value not in ("", None, [], {})}, indent=""):
+    for line in summary_lines(_stated(data), indent=""):
         click.echo(line)
+
+
+def _stated(data: dict[str, Any]) -> dict[str, Any]:
+    """Drop what is empty, at every level."""
+    inner = {key: _stated(value) if isinstance(value, dict) else value for key, value in data.items()}
+    return {key: value for key, value in inner.items() if value not in ("", None, [], {})}
 
 
 def _describe(what: str) -> dict[str, Any]:

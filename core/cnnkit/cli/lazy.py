@@ -13,7 +13,17 @@ from cnnkit.plugin import Broken, Plugin
 from cnnkit.registry import resolve
 
 
-class LazyGroup(click.Group):
+class NearestGroup(click.Group):
+    """A group that answers an unknown word with the nearest command."""
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command, or name the nearest."""
+        if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
+            raise click.UsageError(unknown("command", args[0], self.list_commands(ctx)), ctx)
+        return super().resolve_command(ctx, args)
+
+
+class LazyGroup(NearestGroup):
     """The top-level group: verbs by target string, and plugins that bring commands of their own.
 
     Args:
@@ -32,16 +42,12 @@ class LazyGroup(click.Group):
         """Import and return a verb, or the group of a plugin's own commands."""
         if cmd_name in self.verbs:
             return resolve(self.verbs[cmd_name][0])
-        found = plugins.discover().get(cmd_name)
-        if isinstance(found, Plugin) and found.commands:
-            return PluginCommands(found)
-        return None
-
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
-        """Answer an unknown word with the nearest verb."""
-        if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
-            raise click.UsageError(unknown("command", args[0], self.verbs), ctx)
-        return super().resolve_command(ctx, args)
+        if cmd_name not in {*plugins.discover(), *plugins.KNOWN}:
+            return None
+        found = plugins.get(cmd_name)  # Raises for one that is broken or not installed, saying what to type.
+        if not found.commands:
+            raise click.UsageError(f"{cmd_name!r} is a task and has no commands of its own; type: cnnkit run {cmd_name} ...", ctx)
+        return PluginCommands(found)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the verbs without importing them, and the plugins that bring commands."""
@@ -53,7 +59,7 @@ class LazyGroup(click.Group):
                 formatter.write_dl([(found.name, ", ".join(found.commands)) for found in own])
 
 
-class PluginCommands(click.Group):
+class PluginCommands(NearestGroup):
     """The commands that a plugin brings itself: ``cnnkit medseg score``."""
 
     def __init__(self, plugin: Plugin) -> None:

@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from cnnkit.cli.lazy import NearestGroup
+
 
 def _show(rows: list[dict[str, Any]], columns: tuple[str, ...], as_json: bool) -> None:
     """Print rows as JSON, or as aligned columns."""
@@ -30,7 +32,7 @@ def _text(value: Any) -> str:
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON: a list of objects.")
 
 
-@click.group("list")
+@click.group("list", cls=NearestGroup)
 def list_() -> None:
     """List plugins, backbones, models and papers."""
 

@@ -107,8 +107,9 @@ def _run(plugin: Plugin, kind: type, values: dict[str, Any]) -> int:
                 click.echo(line)
             for path in item.outputs:
                 click.echo(path)
-        click.echo(report.path)
-    return 1 if report.failed else 0
+        if report.path is not None:
+            click.echo(report.path)
+    return 1 if report.failed or report.path is None else 0
 
 
 run = TaskGroup("run", make=_make, help="Run a task on files and folders.")

@@ -127,6 +127,7 @@ def run_batch(
     import torch
 
     from cnnkit.checkpoint import digest
+    from cnnkit.config import to_dict
     from cnnkit.engine.device import pick_device
     from cnnkit.engine.load import load
     from cnnkit.engine.progress import Progress
@@ -141,12 +142,12 @@ def run_batch(
     if example and not isinstance(task, Examples):
         raise UsageError(f"task {plugin.name!r} ships no example; name an input")
     loaded.model.to(device).eval()
-    fingerprint = {"checkpoint": digest(checkpoint), "overrides": list(overrides), "options": _options(run)}
-    if config is not None:
-        fingerprint["config"] = digest(config)
-    journal = Journal(output, fingerprint)
+    fingerprint = {"checkpoint": digest(checkpoint), "overrides": list(overrides), "options": _options(run), "versions": _versions(plugin)}
+    # The configuration as it was resolved: a file of --config may extend another one.
+    journal = Journal(output, {**fingerprint, "config": to_dict(task.cfg) if hasattr(task, "cfg") else {}})
     if resume:
         remove_stale_parts(output)
+        remove_stale_parts(journal.folder)
 
     items: list[Item] = []
     report = Report({}, items)
@@ -159,7 +160,12 @@ def run_batch(
                 items.append(item)
                 bar.advance(item)
     finally:  # An interrupted batch still says what it did.
-        report.data = {**_environment(plugin, loaded, device, started), **fingerprint, "checkpoint_file": str(checkpoint)}
+        report.data = {
+            **_environment(plugin, loaded, device, started),
+            **fingerprint,
+            "checkpoint_file": str(checkpoint),
+            "complete": len(items) == (1 if example else len(grouped)),
+        }
         report.path = _write_report(report, output, shard)
     return report
 
@@ -247,11 +253,23 @@ def _options(run: RunOptions) -> dict[str, Any]:
     return {entry.name: getattr(run, entry.name) for entry in dataclasses.fields(run) if entry.name not in common}
 
 
-def _environment(plugin: Plugin, loaded: Loaded, device: Any, started: float) -> dict[str, Any]:
+def _versions(plugin: Plugin) -> dict[str, str]:
+    """Return the versions of what computes: an input is done again after any of them changed."""
     import torch
 
     import cnnkit
     from cnnkit.versions import version_of
+
+    return {
+        "python": platform.python_version(),
+        "cnnkit": cnnkit.__version__,
+        f"cnnkit-{plugin.name}": version_of(f"cnnkit-{plugin.name}"),
+        "torch": str(torch.__version__),
+    }
+
+
+def _environment(plugin: Plugin, loaded: Loaded, device: Any, started: float) -> dict[str, Any]:
+    import torch
 
     now = time.time()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
@@ -259,12 +277,6 @@ def _environment(plugin: Plugin, loaded: Loaded, device: Any, started: float) ->
         "task": plugin.name,
         "model": loaded.header.model,
         "labels": list(loaded.header.labels),
-        "versions": {
-            "python": platform.python_version(),
-            "cnnkit": cnnkit.__version__,
-            f"cnnkit-{plugin.name}": version_of(f"cnnkit-{plugin.name}"),
-            "torch": str(torch.__version__),
-        },
         "device": {"type": str(device), "name": name, "threads": torch.get_num_threads()},
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(started)),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(now)),
@@ -274,17 +286,16 @@ def _environment(plugin: Plugin, loaded: Loaded, device: Any, started: float) ->
 
 def _write_report(report: Report, output: Path, shard: Shard) -> Path | None:
     """Write ``report.json`` and ``errors.csv``; on a full disk say so and keep the results that are there."""
-    errors = output / f"errors{shard.suffix}.csv"
+    path, errors = output / f"report{shard.suffix}.json", output / f"errors{shard.suffix}.csv"
     try:
-        path = write_json(output / f"report{shard.suffix}.json", report.to_json())
-        if report.failed:
+        if report.failed:  # The shorter file first: where room is scarce, it says what to do again.
             write_text(errors, _errors_csv(report.failed))
         else:
             errors.unlink(missing_ok=True)
+        return write_json(path, report.to_json())
     except OSError as error:
-        print(f"the report could not be written to {output}: {error.strerror or error}", file=sys.stderr)
+        print(f"error: the report could not be written to {output}: {error.strerror or error}", file=sys.stderr)
         return None
-    return path
 
 
 def _errors_csv(failed: Sequence[Item]) -> str:
@@ -300,9 +311,14 @@ def summary_lines(summary: Mapping[str, Any], indent: str = "  ") -> list[str]:
     width = max((len(str(key)) for key in summary), default=0)
     lines = []
     for key, value in summary.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and value:
             lines += [f"{indent}{key}", *summary_lines(value, indent + "  ")]
         else:
-            shown = f"{value:.4g}" if isinstance(value, float) else str(value)
-            lines.append(f"{indent}{key:<{width}}  {shown}")
+            lines.append(f"{indent}{key:<{width}}  {_shown(value)}")
     return lines
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(str, value))
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
