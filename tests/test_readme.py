@@ -1,0 +1,98 @@
+"""Every command in the READMEs is run: the blocks marked ``sh``, line by line, in a folder that holds what they name.
+
+``make`` and ``pip`` lines are left to CI, which runs ``make test`` on a fresh clone; here only their words are checked.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("cnnkit_medseg")
+pytest.importorskip("lightning")
+
+ROOT = Path(__file__).parents[1]
+READMES = ("README.md", "plugins/medseg/README.md")
+SMALL = ["--set", "train.epochs=1", "--set", "data.steps_per_epoch=2", "--set", "data.batch_size=1", "--set", "data.workers=0"]
+SMALL += ["--set", "patch_size=[16,16,16]", "--set", "network.args={channels: [4, 8]}", "--set", "train.tensorboard=false"]
+
+
+def commands(readme: str) -> list[str]:
+    text = (ROOT / readme).read_text(encoding="utf-8")
+    blocks = re.findall(r"```sh\n(.*?)```", text, flags=re.S)
+    return [line for block in blocks for line in block.replace("\\\n", " ").splitlines() if line.strip() and not line.startswith("#")]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the scans, the checkpoint and the dataset that the READMEs speak of."""
+    import nibabel
+    import numpy as np
+    from cnnkit.checkpoint import save_checkpoint
+    from cnnkit.config import from_dict
+    from cnnkit.engine.fit import header_for
+    from cnnkit.plugin import get
+    from cnnkit_medseg.task import MedSeg
+
+    work = tmp_path_factory.mktemp("readme")
+    rng = np.random.default_rng(0)
+
+    def volume(path: Path, array: np.ndarray) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        nibabel.save(nibabel.Nifti1Image(array, np.diag([1.5, 1.5, 2.0, 1.0])), path)
+
+    places = np.stack(np.meshgrid(*(np.linspace(-1, 1, 20),) * 3, indexing="ij"))
+    ball = (np.sqrt((places**2).sum(0)) < 0.6).astype(np.uint8)
+    scan = (100 + 80 * ball + rng.normal(0, 5, ball.shape)).astype(np.float32)
+    for name in ("scan.nii.gz", "scans/one.nii.gz", "scans/two.nii.gz"):
+        volume(work / name, scan)
+    root = work / "Dataset001_Balls"
+    for index in range(5):
+        volume(root / "imagesTr" / f"ball_{index}_0000.nii.gz", scan + index)
+        volume(root / "labelsTr" / f"ball_{index}.nii.gz", ball)
+    (root / "dataset.json").write_text(
+        '{"channel_names": {"0": "MR"}, "labels": {"background": 0, "ball": 1}, "numTraining": 5, "file_ending": ".nii.gz"}'
+    )
+    for name in ("predictions", "references"):
+        shutil.copytree(root / "labelsTr", work / name)
+    small = {"labels": {"background": 0, "ball": 1}, "patch_size": [16, 16, 16], "network": {"args": {"channels": [4, 8]}}}
+    task = MedSeg(from_dict(MedSeg.Config, small))
+    model = task.model()
+    save_checkpoint(work / "model.ckpt", model.state_dict(), header_for(task, model, get("medseg"), {}))
+    for name in ("configs", "apps"):
+        shutil.copytree(ROOT / name, work / name)
+    return work
+
+
+def shrunk(words: list[str]) -> list[str]:
+    """Make a command small enough for a test, and start it with this Python."""
+    if words[0] == "cnnkit" and words[1] == "train":
+        words = [*words, *SMALL]
+    if words[0] == "cnnkit":
+        return [sys.executable, "-c", "from cnnkit.cli import main; main()", *words[1:]]
+    return [sys.executable, *words[1:]]
+
+
+@pytest.mark.parametrize("readme", READMES)
+def test_commands_run(readme: str, folder: Path) -> None:
+    lines = commands(readme)
+    assert any(line.startswith("cnnkit") for line in lines)
+    for line in lines:
+        words = shlex.split(line)
+        assert words[0] in ("cnnkit", "python", "make", "pip"), line
+        if words[0] in ("make", "pip") or "--example" in words or "foo" in words[1:3] or line.startswith("python tools"):
+            continue  # CI runs make; pip needs the network; the example and `new plugin` have tests of their own.
+        done = subprocess.run(shrunk(words), cwd=folder, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+
+
+def test_make_targets_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    named = {line.split()[1] for readme in READMES for line in commands(readme) if line.startswith("make ")}
+    assert named and all(re.search(rf"^{target}:", makefile, flags=re.M) for target in named)
