@@ -69,7 +69,7 @@ def test_a_cut_off_file_is_refused(keep, tmp_path):
     with pytest.raises(CheckpointError, match=r"cut\.ckpt"):
         load_checkpoint(path)
     if keep in (20, 100, -1):
-        with pytest.raises(CheckpointError, match="cut off|damaged"):
+        with pytest.raises(CheckpointError, match=r"cut off|damaged"):
             load_checkpoint(path)
 
 
