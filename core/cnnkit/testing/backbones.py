@@ -132,7 +132,7 @@ class BackboneContract:
             self.check_levels(pyramid, x, exact=True)
             self.check_levels(pyramid, self.inputs(name, dims, 4)[1], exact=False)
 
-    def check_levels(self, pyramid: nn.Module, x: Tensor, *, exact: bool) -> None:
+    def check_levels(self, pyramid: FeaturePyramid, x: Tensor, *, exact: bool) -> None:
         """Hold the levels against what the pyramid states; a size that a reduction does not divide is rounded either way."""
         levels = pyramid(x)
         assert len(levels) == len(pyramid.channels)

@@ -49,6 +49,8 @@ def assert_same(one: Any, other: Any, *, rtol: float = 0.0, atol: float = 0.0, w
 def _assert_same_arrays(one: Any, other: Any, rtol: float, atol: float, where: str) -> None:
     import numpy as np
 
+    forms = (one.dtype, one.shape), (other.dtype, other.shape)
+    assert forms[0] == forms[1], f"{where}: {forms[0]} and {forms[1]}"
     if one.dtype.kind in "fc":
         np.testing.assert_allclose(one, other, rtol=rtol, atol=atol, err_msg=where)
     else:
