@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import io
-from decimal import Decimal
 
 import pytest
-import timm
 import torch
-import torchvision
 from cnnkit import plugin
 from cnnkit.backbones import create_model, list_models, model_entry
 from cnnkit.backbones._base import FeatureInfo, rename_keys
@@ -18,6 +15,9 @@ from cnnkit.errors import CheckpointError, PluginError, UsageError
 from cnnkit.registry import Entry
 from safetensors.torch import save_file
 from torch import nn
+
+timm = pytest.importorskip("timm")
+torchvision = pytest.importorskip("torchvision")
 
 SIZES = ((64, 64), (75, 97))
 
@@ -153,30 +153,6 @@ def test_dilated_resnet_equals_timm(name, stride):
     assert ours.feature_info.reduction() == [level["reduction"] for level in theirs.feature_info]
     features = ours.forward_features(image((75, 97)))
     assert_same(features, theirs.forward_features(image((75, 97))))
-
-
-def printed(figure: float) -> float:
-    """Half a unit of the last printed decimal."""
-    return 0.5 * 10.0 ** Decimal(repr(figure)).as_tuple().exponent
-
-
-@pytest.mark.parametrize("name", list_models())
-def test_published_figures(name):
-    entry = model_entry(name)
-    figures = entry.figures
-    dims = 2 if 2 in entry.dims else entry.dims[0]
-    with on_meta():
-        model = create_model(name, dims=dims)
-    assert count_params(model) == entry.params
-    params = figures.params_m if figures.counted_params_m is None else figures.counted_params_m
-    if params is not None:
-        assert entry.params / 1e6 == pytest.approx(params, abs=printed(params), rel=0)
-    gmacs = figures.gmacs if figures.counted_gmacs is None else figures.counted_gmacs
-    if gmacs is not None:
-        shape = (1, 3, *[figures.input_size] * dims)
-        assert count_macs(model, shape) / 1e9 == pytest.approx(gmacs, abs=printed(gmacs), rel=0)
-    if figures.counted_params_m is not None or figures.counted_gmacs is not None:
-        assert figures.note, "a figure that we cannot meet needs its reason"
 
 
 @pytest.mark.parametrize("name", ["resnet50", "resnet101", "resnet152"])

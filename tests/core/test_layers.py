@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-import timm.layers
 import torch
 from cnnkit import layers
 from cnnkit.errors import ConfigError
@@ -103,6 +102,7 @@ def test_global_pool(dims):
 
 
 def test_blur_pool_equals_timm_in_2d():
+    timm = pytest.importorskip("timm")
     x = features(2, size=9, dtype=torch.float32)
     torch.testing.assert_close(layers.BlurPool(8)(x), timm.layers.BlurPool2d(8)(x), rtol=1e-6, atol=1e-6)
 
@@ -156,6 +156,7 @@ def test_drop_path_rates_rise_linearly():
 
 
 def test_squeeze_excite_equals_timm_in_2d():
+    timm = pytest.importorskip("timm")
     ours, theirs = layers.SqueezeExcite(16, reduction=4), timm.layers.SEModule(16, rd_ratio=1 / 4, rd_divisor=1)
     theirs.load_state_dict(ours.state_dict())
     x = features(2, channels=16, dtype=torch.float32)

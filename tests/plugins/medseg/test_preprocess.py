@@ -19,7 +19,6 @@ from cnnkit_medseg.preprocess import (
 from scipy.ndimage import binary_fill_holes, map_coordinates
 from skimage.transform import resize
 
-pytestmark = pytest.mark.paper("nnunet")
 SHAPES = [((9, 8, 7), (13, 16, 5)), ((9, 8, 7), (9, 8, 21)), ((6, 5, 4), (3, 9, 4)), ((12, 9), (20, 5)), ((1, 8, 7), (2, 5, 9))]
 
 

@@ -73,7 +73,6 @@ def test_blocks_of_lines_make_no_difference(shape, out, lines):
     assert np.array_equal(restore_labels(cut(logits, lines=lines), shape, out), restore_labels(cut(logits), shape, out))
 
 
-@pytest.mark.paper("nnunet")
 @pytest.mark.parametrize(("shape", "out"), SHAPES)
 def test_probabilities_equal_nnunets_resize_per_class(shape, out):
     logits = logits_on(shape)
@@ -102,7 +101,6 @@ def test_downsampled_and_nearest_axes_equal_map_coordinates():
     np.testing.assert_allclose(result, 1 / (1 + np.exp(-whole)), atol=2e-6)
 
 
-@pytest.mark.paper("nnunet")
 def test_regions_are_painted_in_order():
     logits, order = logits_on((9, 8, 7), 3), (2, 1, 3)
     whole = linear(logits, (18, 16, 14)).sigmoid().numpy()

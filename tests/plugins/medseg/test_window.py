@@ -11,8 +11,6 @@ from cnnkit.errors import ConfigError, InputError
 from cnnkit_medseg.window import gaussian_weights, slabs, sliding_window, tiles, window_starts
 from scipy.ndimage import gaussian_filter
 
-pytestmark = pytest.mark.paper("nnunet")
-
 SIZES = [(5, 8), (8, 8), (9, 8), (110, 64), (37, 16), (192, 96), (200, 96), (7, 3), (3, 1), (301, 17)]
 OVERLAPS = [0.0, 0.25, 0.5, 0.625, 0.9]
 
