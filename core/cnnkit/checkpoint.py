@@ -63,7 +63,8 @@ class Header:
         data = {"cnnkit.format": FORMAT}
         for item in dataclasses.fields(self):
             value = getattr(self, item.name)
-            data[f"cnnkit.{item.name}"] = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+            # Keys keep their order: that of the labels is the order of the network's outputs.
+            data[f"cnnkit.{item.name}"] = value if isinstance(value, str) else json.dumps(value)
         return data
 
     @classmethod

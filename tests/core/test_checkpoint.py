@@ -49,6 +49,11 @@ def test_round_trip_under_any_suffix(name, tmp_path):
     )
 
 
+def test_the_order_of_keys_is_kept(tmp_path):
+    header = Header(task="toy", config={"labels": {"spleen": 1, "liver": 2, "aorta": 3}})
+    assert list(read_header(save_checkpoint(tmp_path / "a", STATE, header)).config["labels"]) == ["spleen", "liver", "aorta"]
+
+
 def test_shared_and_strided_tensors_are_stored(tmp_path):
     weight = torch.arange(6.0).reshape(2, 3)
     path = save_checkpoint(tmp_path / "a", {"one": weight, "two": weight, "turned": weight.T}, HEADER)
