@@ -188,11 +188,17 @@ class MedSeg:
         return files
 
     def check(self, header: Header, run: RunOptions) -> None:
-        """Refuse a checkpoint without labels."""
+        """Refuse a checkpoint without labels, and windows that cannot be placed, before the first case is read."""
         if not self.cfg.foreground:
             raise CheckpointError(
                 "the checkpoint names no labels, so its output cannot be written; add --set 'labels={background: 0, NAME: 1}'"
             )
+        assert isinstance(run, Run)
+        inference = self._overridden(run).inference
+        if not 0 <= inference.overlap < 1:
+            raise ConfigError(f"overlap {inference.overlap:g} is not a share of the window; accepted: 0 <= overlap < 1, for example 0.5")
+        if inference.batch_size < 1:
+            raise ConfigError(f"inference.batch_size {inference.batch_size} is no number of windows; accepted: 1 or more")
 
     def export_inputs(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, dict[int, str]]]:
         """Return one window as the network's input; the number of windows is free."""
