@@ -20,7 +20,14 @@ from cnnkit_medseg.preprocess import ANISOTROPY
 PLANNED = ("medseg/unet", "medseg/dynunet")
 """Networks whose stages are planned when ``network.args`` is empty."""
 
-_SCHEMES: Mapping[str, Scheme] = {"ct": "ct", "nonorm": "none", "zscore": "zscore", "rescale_to_0_1": "rescale01", "rgb_to_0_1": "rgb01"}
+_SCHEMES: Mapping[str, Scheme] = {
+    "ct": "ct",
+    "nonorm": "none",
+    "zscore": "zscore",
+    "rescale_to_0_1": "rescale01",
+    "rescale_0_1": "rescale01",  # nnU-Net's code and its documentation differ.
+    "rgb_to_0_1": "rgb01",
+}
 _SHORTEST_EDGE = 4  # Of the lowest resolution, in voxels.
 _BASE_FEATURES = 32
 _MOST_FEATURES = {2: 512, 3: 320}

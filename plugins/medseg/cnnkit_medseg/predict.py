@@ -33,7 +33,7 @@ class Prepared:
     Args:
         image: ``(C, *spatial)`` float32.
         box: Where the crop lies in the volume.
-        nearest_axes: Axes along which the way back takes the nearest plane, because the way there did.
+        nearest_axes: Axes along which the way back takes the nearest plane: the coarse one of an anisotropic volume.
         mask: Voxels of the crop that belong to the image, where ``mask_zscore`` says that the others do not.
     """
 
@@ -55,7 +55,7 @@ def prepare_volume(volume: Volume, cfg: Config) -> Prepared:
     image = normalise(array, settings.normalise, settings.intensity, inside)
     if settings.spacing is None:
         return Prepared(image, box, (), inside)
-    coarse = coarse_axis(volume.spacing, settings.spacing)
+    coarse = coarse_axis(settings.spacing, volume.spacing)  # In the direction of the way back.
     image = resample_image(image, volume.spacing, settings.spacing, order=settings.order)
     return Prepared(image, box, () if coarse is None else (coarse,), inside)
 

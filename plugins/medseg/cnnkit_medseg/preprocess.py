@@ -32,14 +32,6 @@ _NNUNET_SCHEMES = {
 SCHEMES = tuple(_NNUNET_SCHEMES.values())
 # The channel names of dataset.json that ask for something else than the z-score. nnU-Net's code and its documentation spell the
 # rescaling differently.
-_CHANNELS = {"CT": "ct", "noNorm": "none", "rescale_to_0_1": "rescale01", "rescale_0_1": "rescale01", "rgb_to_0_1": "rgb01"}
-
-
-def scheme_of_channel(name: str) -> str:
-    """Return the normalisation that a channel's name in ``dataset.json`` asks for: ``"ct"`` for CT, ``"zscore"`` for any modality."""
-    return _CHANNELS.get(name, "zscore")
-
-
 def canonical_scheme(name: str) -> str:
     """Return our name of a normalisation scheme, from ours or nnU-Net's (``"CTNormalization"``).
 

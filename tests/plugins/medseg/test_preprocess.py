@@ -14,7 +14,6 @@ from cnnkit_medseg.preprocess import (
     resample_image,
     resample_labels,
     resampled_shape,
-    scheme_of_channel,
 )
 from scipy.ndimage import binary_fill_holes, map_coordinates
 from skimage.transform import resize
@@ -169,8 +168,6 @@ def test_statistics_are_numpys(rng):
 
 
 def test_names():
-    channels = {"CT": "ct", "noNorm": "none", "rescale_to_0_1": "rescale01", "rgb_to_0_1": "rgb01", "T1": "zscore"}
-    assert {name: scheme_of_channel(name) for name in channels} == channels
     assert canonical_scheme("CTNormalization") == canonical_scheme("ct") == "ct"
 
 
