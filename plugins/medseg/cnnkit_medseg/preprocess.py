@@ -30,8 +30,8 @@ _NNUNET_SCHEMES = {
     "RGBTo01Normalization": "rgb01",
 }
 SCHEMES = tuple(_NNUNET_SCHEMES.values())
-# The channel names of dataset.json that ask for something else than the z-score. nnU-Net's code and its documentation spell the
-# rescaling differently.
+
+
 def canonical_scheme(name: str) -> str:
     """Return our name of a normalisation scheme, from ours or nnU-Net's (``"CTNormalization"``).
 
