@@ -128,9 +128,11 @@ def parse_override(text: str) -> dict[str, Any]:
         parsed = yaml.load(value, Loader=_loader()) if value.strip() else ""
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"--set {text!r}: the value is not valid YAML: {error}") from error
-    for part in reversed(key.strip().split(".")):
-        parsed = {part: parsed}
-    return parsed
+    *outer, last = key.strip().split(".")
+    nested: dict[str, Any] = {last: parsed}
+    for part in reversed(outer):
+        nested = {part: nested}
+    return nested
 
 
 def _loader() -> type:

@@ -85,7 +85,8 @@ class TaskGroup(click.Group):
     """
 
     def __init__(self, *args: Any, make: Callable[[Plugin], click.Command], **kwargs: Any) -> None:
-        super().__init__(*args, subcommand_metavar="TASK [ARGS]...", **kwargs)
+        kwargs.setdefault("subcommand_metavar", "TASK [ARGS]...")
+        super().__init__(*args, **kwargs)
         self.make = make
 
     def list_commands(self, ctx: click.Context) -> list[str]:

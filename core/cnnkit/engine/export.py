@@ -75,10 +75,11 @@ def export_network(
     from cnnkit.task import Exports, Preprocesses
 
     loaded = load(checkpoint, plugin=plugin, config=config, overrides=overrides)
-    task, model = loaded.task, loaded.model.eval()
+    task: Any = loaded.task
+    model = loaded.model.eval()
     if not isinstance(task, Exports):
         raise UsageError(f"task {plugin.name!r} has no network that can be exported by itself")
-    inputs, axes = task.export_inputs(next(iter(task.loader("example"))))
+    inputs, axes = task.export_inputs(next(iter(loaded.task.loader("example"))))
     inputs = {name: _doubled(tensor, axes.get(name, {})) for name, tensor in inputs.items()}
     with atomic_path(output) as part:
         write = _write_onnx if kind == "onnx" else _write_program

@@ -65,7 +65,8 @@ def set_epoch(loader: Any, epoch: int) -> None:
     if getattr(loader, "persistent_workers", False) and hasattr(dataset, "set_epoch"):
         raise ConfigError("a training loader with persistent_workers=True cannot tell its dataset the epoch; set it to False")
     listeners = (loader, getattr(loader, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None), dataset)
-    for listener in {id(item): item for item in listeners if hasattr(item, "set_epoch")}.values():
+    heard: dict[int, Any] = {id(item): item for item in listeners if hasattr(item, "set_epoch")}
+    for listener in heard.values():
         listener.set_epoch(epoch)
 
 
@@ -128,7 +129,8 @@ class TaskModule(LightningModule):
         """Build network and loaders, on every process."""
         if isinstance(self.task, Calibrates):
             file = self.output / "config.yaml"
-            self.task = type(self.task)(from_dict(type(self.task).Config, read_yaml(file), source=str(file)))
+            kind: Any = type(self.task)
+            self.task = kind(from_dict(kind.Config, read_yaml(file), source=str(file)))
         seed_all(self.train_config.seed, INIT)
         self.model = self.task.model()
         if self.init is not None and not self.resuming:
@@ -142,7 +144,8 @@ class TaskModule(LightningModule):
         return None if loader is None else Batches(loader, before)
 
     def _before_training(self, loader: Any) -> None:
-        epoch = self.trainer.fit_loop.epoch_progress.current.processed  # Right also before the loop of a resumed training runs.
+        # Unlike the trainer's own number, this one is right before the loop of a resumed training runs.
+        epoch = self.trainer.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]
         set_epoch(loader, epoch)
         seed_all(self.train_config.seed, ORDER, epoch, process()[0])
 
@@ -217,6 +220,7 @@ class TaskModule(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Merge the metrics of all processes in rank order, so that every process sees the same figures."""
+        assert self.metric is not None
         merged, *others = gather(self.metric)
         for other in others:
             merged.merge(other)
