@@ -196,12 +196,15 @@ def test_a_disk_too_full_for_the_report(toy, toy_checkpoint, inputs, tmp_path, m
     assert result.return_value == 1 and "None" not in result.stdout
 
 
-def test_an_interrupt_leaves_a_report(run, inputs, tmp_path):
+def test_an_interrupt_leaves_a_report(run, inputs, toy_checkpoint, tmp_path):
     (inputs / "c.txt").write_text("stop")
     with pytest.raises(KeyboardInterrupt):
         run(inputs)
     data = stored(tmp_path / "out")
     assert data["complete"] is False and [row["name"] for row in data["inputs"]] == ["a", "b"]
+    with pytest.raises(SystemExit) as stop:
+        main(["run", "toy", str(inputs), "--ckpt", str(toy_checkpoint), "-o", str(tmp_path / "out"), "-q"])
+    assert stop.value.code == 130
     (inputs / "c.txt").write_text("3")
     assert status(run(inputs, resume=True)) == {"a": "resumed", "b": "error", "c": "ok", "d": "error", "e": "ok"}
 
