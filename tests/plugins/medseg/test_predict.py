@@ -184,7 +184,7 @@ print(peak() - before)
 """
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the peak is read from /proc; ru_maxrss would start at that of pytest itself")
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="read from /proc: ru_maxrss starts at the peak of the parent")
 def test_the_logits_of_a_volume_never_stand_in_memory():
     """104 classes: the peak stays under half of what the logits would take; with probabilities it cannot, which shows the scale."""
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
