@@ -27,16 +27,20 @@ def build(cls: type[C], *, preset: Mapping[str, Any] | None = None, file: Path |
         file: YAML file over the preset; it may name one other file under ``extends``.
         overrides: ``"train.lr=1e-3"`` strings over the file.
 
+    Layers meet field by field in nested dataclasses. A mapping whose keys are the user's own (class names, a network's
+    arguments) is replaced as a whole, except by an override that names one of its keys: ``network.args.norm=batch``.
+
     Raises:
         ConfigError: Naming the key, the nearest known one and the source.
     """
     data: dict[str, Any] = {}
-    if preset:
-        _merge(data, _checked(cls, preset, "the preset"))
-    if file is not None:
-        _merge(data, _checked(cls, read_yaml(file), str(file)))
+    layers = [("the preset", preset or {}), *(read_layers(file) if file is not None else [])]
+    for source, layer in layers:
+        _overlay(cls, data, _checked(cls, layer, str(source)))
     for text in overrides:
-        _merge(data, _checked(cls, parse_override(text), f"--set {text}"))
+        path, value = parse_override(text)
+        _checked(cls, _nest(path, value), f"--set {text}")
+        _set(cls, data, path, value)
     return from_dict(cls, data)
 
 
@@ -84,17 +88,15 @@ def dump_yaml(config: Any) -> str:
     return yaml.dump(to_dict(config), Dumper=Dumper, sort_keys=False, allow_unicode=True)
 
 
-def read_yaml(file: str | Path, *, _chain: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """Read a YAML mapping; ``extends: other.yaml`` (relative to the file) is read first and overlaid.
+def read_yaml(file: str | Path) -> dict[str, Any]:
+    """Read a YAML mapping.
 
     Raises:
-        ConfigError: If the file cannot be read, is no mapping, or extends itself.
+        ConfigError: If the file cannot be read or is no mapping.
     """
     import yaml
 
-    file = Path(file).resolve()
-    if file in _chain:
-        raise ConfigError(f"{file} extends itself through " + " -> ".join(str(item) for item in _chain))
+    file = Path(file)
     try:
         data = yaml.load(file.read_text(encoding="utf-8"), Loader=_loader())
     except OSError as error:
@@ -105,16 +107,32 @@ def read_yaml(file: str | Path, *, _chain: tuple[Path, ...] = ()) -> dict[str, A
         data = {}
     if not isinstance(data, dict):
         raise ConfigError(f"{file} holds a {type(data).__name__}; a mapping of keys to values is expected")
-    base = data.pop("extends", None)
-    if base is None:
-        return data
-    if not isinstance(base, str):
-        raise ConfigError(f"{file}: 'extends' names one file, not {base!r}")
-    return _merge(read_yaml(file.parent / base, _chain=(*_chain, file)), data)
+    return data
 
 
-def parse_override(text: str) -> dict[str, Any]:
-    """Turn ``"train.lr=1e-3"`` into ``{"train": {"lr": 0.001}}``; the value is read as YAML.
+def read_layers(file: str | Path) -> list[tuple[Path, dict[str, Any]]]:
+    """Read a YAML file and what it ``extends`` (a path relative to the file): each with its content, the base first.
+
+    Raises:
+        ConfigError: If a file cannot be read, or extends itself.
+    """
+    layers: list[tuple[Path, dict[str, Any]]] = []
+    base: Any = str(file)
+    place = Path()
+    while base is not None:
+        if not isinstance(base, str):
+            raise ConfigError(f"{layers[0][0]}: 'extends' names one file, not {base!r}")
+        path = (place / base).resolve()
+        if path in (seen for seen, _ in layers):
+            raise ConfigError(f"{path} extends itself through " + " -> ".join(str(seen) for seen, _ in reversed(layers)))
+        data = read_yaml(path)
+        base, place = data.pop("extends", None), path.parent
+        layers.insert(0, (path, data))
+    return layers
+
+
+def parse_override(text: str) -> tuple[list[str], Any]:
+    """Turn ``"train.lr=1e-3"`` into ``(["train", "lr"], 0.001)``; the value is read as YAML.
 
     Raises:
         ConfigError: If there is no ``=`` or the value is not valid YAML.
@@ -128,11 +146,7 @@ def parse_override(text: str) -> dict[str, Any]:
         parsed = yaml.load(value, Loader=_loader()) if value.strip() else ""
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"--set {text!r}: the value is not valid YAML: {error}") from error
-    *outer, last = key.strip().split(".")
-    nested: dict[str, Any] = {last: parsed}
-    for part in reversed(outer):
-        nested = {part: nested}
-    return nested
+    return key.strip().split("."), parsed
 
 
 def _loader() -> type:
@@ -158,14 +172,43 @@ def _float_resolver() -> tuple[str, Any, list[str]]:
     return "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
 
 
-def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Overlay nested mappings in place and return ``base``."""
+def _nest(path: list[str], value: Any) -> dict[str, Any]:
+    for part in reversed(path):
+        value = {part: value}
+    return value
+
+
+def _overlay(cls: type, base: dict[str, Any], over: Mapping[str, Any]) -> None:
+    """Overlay plain data in place, field by field where ``cls`` has nested dataclasses."""
+    kinds = typing.get_type_hints(cls)
     for key, value in over.items():
-        if isinstance(value, Mapping) and isinstance(base.get(key), dict):
-            _merge(base[key], value)
+        nested = _dataclass_of(kinds[key])
+        if nested is not None and isinstance(value, Mapping) and isinstance(base.get(key), dict):
+            _overlay(nested, base[key], value)
         else:
             base[key] = copy.deepcopy(value)
-    return base
+
+
+def _set(cls: type | None, base: dict[str, Any], path: list[str], value: Any) -> None:
+    """Set one value in place; below the dataclasses (``cls`` is None there) also inside of a mapping."""
+    key, *rest = path
+    if not rest:
+        if cls is None:
+            base[key] = value
+        else:
+            _overlay(cls, base, {key: value})
+        return
+    if not isinstance(base.get(key), dict):
+        base[key] = {}
+    _set(_dataclass_of(typing.get_type_hints(cls)[key]) if cls is not None else None, base[key], rest, value)
+
+
+def _dataclass_of(kind: Any) -> type | None:
+    """Return the dataclass that an annotation stands for: directly, or in ``X | None``."""
+    if get_origin(kind) in (Union, types.UnionType):
+        found = [arg for arg in get_args(kind) if arg is not type(None)]
+        kind = found[0] if len(found) == 1 else None
+    return kind if isinstance(kind, type) and dataclasses.is_dataclass(kind) else None
 
 
 def _checked(cls: Any, data: Any, source: str, prefix: str = "") -> Any:
@@ -186,8 +229,9 @@ def _checked(cls: Any, data: Any, source: str, prefix: str = "") -> Any:
 
 def _nested(kind: Any, value: Any, place: str) -> list[tuple[type, Any, str]]:
     """Return the dataclasses in an annotation with their values: directly, or in ``X | None``, lists, tuples and mappings."""
-    if dataclasses.is_dataclass(kind):
-        return [(typing.cast(type, kind), value, place)]
+    direct = _dataclass_of(kind)
+    if direct is not None:
+        return [(direct, value, place)]
     origin, inner = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
         found = [arg for arg in inner if arg is not type(None)]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from cnnkit.config import build, dump_yaml, from_dict, parse_override, read_yaml, to_dict
+from cnnkit.config import build, dump_yaml, from_dict, parse_override, read_layers, read_yaml, to_dict
 from cnnkit.errors import ConfigError
 
 
@@ -66,16 +66,17 @@ def test_precedence_default_preset_base_file_override(tmp_path):
 def test_extends_is_relative_to_its_file_and_cycles_are_refused(tmp_path):
     (tmp_path / "sub").mkdir()
     write(tmp_path / "base.yaml", "name: base")
-    assert read_yaml(write(tmp_path / "sub" / "a.yaml", "extends: ../base.yaml")) == {"name": "base"}
+    layers = read_layers(write(tmp_path / "sub" / "a.yaml", "extends: ../base.yaml"))
+    assert [(path.name, data) for path, data in layers] == [("base.yaml", {"name": "base"}), ("a.yaml", {})]
     one, two = tmp_path / "one.yaml", tmp_path / "two.yaml"
     write(one, "extends: two.yaml")
     write(two, "extends: one.yaml")
     with pytest.raises(ConfigError, match=r"one\.yaml extends itself through .*two\.yaml"):
-        read_yaml(one)
+        read_layers(one)
     with pytest.raises(ConfigError, match=r"'extends' names one file"):
-        read_yaml(write(tmp_path / "list.yaml", "extends: [a.yaml, b.yaml]"))
+        read_layers(write(tmp_path / "list.yaml", "extends: [a.yaml, b.yaml]"))
     with pytest.raises(ConfigError, match=r"cannot read configuration .*nowhere\.yaml: No such file"):
-        read_yaml(write(tmp_path / "lost.yaml", "extends: nowhere.yaml"))
+        read_layers(write(tmp_path / "lost.yaml", "extends: nowhere.yaml"))
 
 
 @pytest.mark.parametrize(
@@ -127,7 +128,8 @@ def test_wrong_values_are_all_named():
     ],
 )
 def test_numbers_as_people_write_them(text, value, tmp_path):
-    parsed = parse_override(f"a.b={text}")["a"]["b"]
+    path, parsed = parse_override(f"a.b={text}")
+    assert path == ["a", "b"]
     assert parsed == value and type(parsed) is type(value)
     assert read_yaml(write(tmp_path / "n.yaml", f"x: {text}")) == {"x": value}
 
@@ -190,3 +192,16 @@ def test_round_trip(tmp_path):
     )
     assert from_dict(Config, to_dict(config)) == config
     assert build(Config, file=write(tmp_path / "c.yaml", dump_yaml(config))) == config
+
+
+def test_a_mapping_of_the_users_own_keys_is_replaced_and_its_keys_can_be_set(tmp_path):
+    @dataclass(frozen=True)
+    class Free:
+        labels: Mapping[str, int] = field(default_factory=dict)
+
+    base = write(tmp_path / "base.yaml", "labels: {background: 0, liver: 1}")
+    file = write(tmp_path / "own.yaml", "extends: base.yaml\nlabels: {background: 0, spleen: 1}")
+    assert build(Free, file=base).labels == {"background": 0, "liver": 1}
+    assert build(Free, file=file).labels == {"background": 0, "spleen": 1}
+    assert build(Free, file=file, overrides=["labels={kidney: 1}"]).labels == {"kidney": 1}
+    assert build(Free, file=file, overrides=["labels.kidney=2"]).labels == {"background": 0, "spleen": 1, "kidney": 2}

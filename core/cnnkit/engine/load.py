@@ -66,9 +66,9 @@ def load(
     built = plugin.load_task()
     stored = build_config(built.Config, header.config, path, config, overrides)
     instance = built(stored)
+    _check_labels(instance, header, path)
     model = instance.model()
     _fill(instance, model, path, foreign=not header.config)
-    _check_labels(instance, header, path)
     return Loaded(instance, model.eval(), header, plugin)
 
 
