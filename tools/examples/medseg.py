@@ -82,10 +82,11 @@ def measure(loaded: Loaded, *, seed: int = 1) -> list[Row]:
     whole = example.example_volume()
     taught = whole.cut(example.training_part(whole.volume))
     fitted = example.fit_thresholds(taught.volume.array[0], taught.labels)
-    clean = whole.cut(example.heldout_part(whole.volume))
     rows = []
     for name in ("clean", *example.CORRUPTIONS):
-        part = clean if name == "clean" else example.corrupted(clean, name, np.random.default_rng(seed))
+        # The whole head is spoilt and then cut, for shading is smooth on the scale of a head.
+        head = whole if name == "clean" else example.corrupted(whole, name, np.random.default_rng(seed))
+        part = head.cut(example.heldout_part(head.volume))
         image = part.volume.array[0]
         start = time.perf_counter()
         with torch.no_grad():
