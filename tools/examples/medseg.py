@@ -78,26 +78,24 @@ def train(work: Path, overrides: tuple[str, ...]) -> Path:
 
 
 def measure(loaded: Loaded, *, seed: int = 1) -> list[Row]:
-    """Score network and thresholds on the held-out part as a volume of its own, clean and spoilt in every way."""
+    """Segment the whole head, clean and spoilt in every way, and score network and thresholds on the held-out part."""
     whole = example.example_volume()
     taught = whole.cut(example.training_part(whole.volume))
     fitted = example.fit_thresholds(taught.volume.array[0], taught.labels)
     rows = []
     for name in ("clean", *example.CORRUPTIONS):
-        # The whole head is spoilt and then cut, for shading is smooth on the scale of a head.
         head = whole if name == "clean" else example.corrupted(whole, name, np.random.default_rng(seed))
-        part = head.cut(example.heldout_part(head.volume))
-        image = part.volume.array[0]
+        held, image = example.heldout_part(head.volume), head.volume.array[0]
         start = time.perf_counter()
         with torch.no_grad():
-            (prediction,) = loaded.task.predict(loaded.model, {"name": name, "volume": part.volume})
+            (prediction,) = loaded.task.predict(loaded.model, {"name": name, "volume": head.volume})
         seconds = time.perf_counter() - start
         found = (
             prediction.labels,
             example.threshold_baseline(image, fitted),
-            example.threshold_baseline(image, example.otsu_thresholds(image)),
+            example.threshold_baseline(image, example.otsu_thresholds(image[held])),
         )
-        scores = {method: example.dice(labels, part.labels) for method, labels in zip(METHODS, found, strict=True)}
+        scores = {method: example.dice(labels[held], head.labels[held]) for method, labels in zip(METHODS, found, strict=True)}
         rows.append(Row(name, scores, seconds))
     return rows
 
@@ -105,7 +103,7 @@ def measure(loaded: Loaded, *, seed: int = 1) -> list[Row]:
 def table(rows: list[Row]) -> str:
     """Return the rows as a Markdown table."""
     lines = [
-        "| held-out part | network: mean (grey, white) | thresholds fitted on the training part | Otsu's thresholds of this volume | s |",
+        "| held-out part | network: mean (grey, white) | thresholds fitted on the training part | Otsu's thresholds of this part | s |",
         "|---|---|---|---|---|",
     ]
     for row in rows:

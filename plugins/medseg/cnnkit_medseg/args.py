@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from cnnkit.errors import InputError
 from cnnkit.options import RunOptions, option
@@ -24,8 +24,10 @@ class Run(RunOptions):
     overlay: bool = option(True, "Write CASE_overlay.png.")
     statistics: bool = option(True, "Write CASE_statistics.json with volumes in millilitres.")
     save_probabilities: bool = option(False, "Write CASE_probabilities.nii.gz too (memory of classes x volume).")
-    nonfinite: str = option("refuse", "What to do with NaN and infinite voxels.", choices=("refuse", "zero"))
-    geometry: str = option("refuse", "Which NIfTI geometry to trust if sform and qform differ.", choices=("refuse", "sform", "qform"))
+    nonfinite: Literal["refuse", "zero"] = option("refuse", "What to do with NaN and infinite voxels.", choices=("refuse", "zero"))
+    geometry: Literal["refuse", "sform", "qform"] = option(
+        "refuse", "Which NIfTI geometry to trust if sform and qform differ.", choices=("refuse", "sform", "qform")
+    )
 
     def group(self) -> Mapping[str, tuple[Path, ...] | InputError]:
         """Return the files of each case by name: channels of one case together, a DICOM series as its folder."""

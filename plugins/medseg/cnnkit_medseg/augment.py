@@ -24,7 +24,6 @@ from cnnkit_medseg.config import AugmentConfig
 from cnnkit_medseg.dataset import OUTSIDE
 from cnnkit_medseg.preprocess import ANISOTROPY
 
-_NOISE = (0.0, 0.1)
 _BLUR = (0.5, 1.0)
 _FACTOR = (0.75, 1.25)
 _ZOOM = (0.5, 1.0)
@@ -125,7 +124,7 @@ def augment_intensity(image: Tensor, cfg: AugmentConfig, rng: Generator) -> Tens
     if rng.random() < cfg.bias_field:
         image = bias_field(image, rng)
     if rng.random() < cfg.noise:
-        image = noise(image, rng)
+        image = noise(image, cfg.noise_range, rng)
     if rng.random() < cfg.blur:
         image = blur(image, rng)
     if rng.random() < cfg.brightness:
@@ -141,9 +140,9 @@ def augment_intensity(image: Tensor, cfg: AugmentConfig, rng: Generator) -> Tens
     return image
 
 
-def noise(image: Tensor, rng: Generator) -> Tensor:
-    """Add Gaussian noise whose standard deviation, one for all channels, is drawn from 0 to 0.1."""
-    return image + rng.uniform(*_NOISE) * torch.from_numpy(rng.standard_normal(tuple(image.shape), dtype=np.float32))
+def noise(image: Tensor, deviation: tuple[float, float], rng: Generator) -> Tensor:
+    """Add Gaussian noise whose standard deviation, one for all channels, is drawn from a range (nnU-Net's: 0 to 0.1)."""
+    return image + rng.uniform(*deviation) * torch.from_numpy(rng.standard_normal(tuple(image.shape), dtype=np.float32))
 
 
 def blur(image: Tensor, rng: Generator) -> Tensor:

@@ -98,7 +98,7 @@ def classes_of(*, labels: str | None = None, dataset: Path | None = None, ckpt: 
     if labels is not None:
         from cnnkit.config import parse_override
 
-        return _classes(parse_override(f"labels={labels}")["labels"], f"--labels {labels!r}")
+        return _classes(parse_override(f"labels={labels}")[1], f"--labels {labels!r}")
     if dataset is not None:
         return _classes(_read_json(dataset).get("labels"), f"labels in {dataset}")
     assert ckpt is not None

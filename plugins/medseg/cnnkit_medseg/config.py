@@ -109,6 +109,8 @@ class DataConfig:
 class AugmentConfig:
     """Probabilities of nnU-Net's augmentations, per patch; ``mirror`` switches flips over all axes.
 
+    ``noise_range`` is of the standard deviation, in units of the normalised image.
+
     ``bias_field`` is not nnU-Net's: the smooth shading of MR coils, for data without bias correction.
     """
 
@@ -116,6 +118,7 @@ class AugmentConfig:
     scale: float = 0.2
     scale_range: tuple[float, float] = (0.7, 1.4)
     noise: float = 0.1
+    noise_range: tuple[float, float] = (0.0, 0.1)
     blur: float = 0.2
     brightness: float = 0.15
     contrast: float = 0.15

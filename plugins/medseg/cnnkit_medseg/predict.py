@@ -50,7 +50,8 @@ def prepare_volume(volume: Volume, cfg: Config) -> Prepared:
     if not settings.crop_nonzero:
         full = np.zeros(volume.array.shape[1:], bool)
         full[box] = mask
-        array, box, mask = volume.array, tuple(slice(0, size) for size in full.shape), full
+        everything = tuple(slice(0, size) for size in volume.array.shape[1:])
+        array, box, mask = volume.array, everything, full
     inside = mask if settings.mask_zscore else None
     image = normalise(array, settings.normalise, settings.intensity, inside)
     if settings.spacing is None:
@@ -86,8 +87,9 @@ def segment(volume: Volume, model: nn.Module, cfg: Config, *, probabilities: boo
     if not cfg.has_regions:
         soft[0] = 1  # Outside of the crop is background.
     stream = _stream(prepared, model, cfg)
-    activation = "sigmoid" if cfg.has_regions else "softmax"
-    inside = restore_probabilities(stream, shape, cropped, activation=activation, nearest_axes=prepared.nearest_axes)
+    inside = restore_probabilities(
+        stream, shape, cropped, activation="sigmoid" if cfg.has_regions else "softmax", nearest_axes=prepared.nearest_axes
+    )
     soft[(slice(None), *prepared.box)] = inside
     flat = torch.from_numpy(inside.reshape(classes, -1))
     labels[prepared.box] = _inside(decide(flat.logit() if cfg.has_regions else flat).reshape(cropped), prepared)

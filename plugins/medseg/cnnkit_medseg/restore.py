@@ -178,9 +178,9 @@ def _blend(source: Logits, axis: _Axis, out: range, offset: int, dim: int, bands
 
 def _lerp(left: Logits, right: Logits, share: float) -> Logits:
     """Return ``left + share * (right - left)``."""
-    if isinstance(left, Tensor):
+    if isinstance(left, Tensor) and isinstance(right, Tensor):
         return left.lerp(right, share)
-    result = right - left
+    result: Any = right - left
     result *= np.float32(share)
     result += left
     return result
@@ -191,7 +191,7 @@ class _Seams:
 
     def __init__(self, lines: int) -> None:
         self.lines = lines
-        self.plane: dict[int, Logits] = {}  # by the plane that follows
+        self.plane: dict[int, Any] = {}  # logits of the kind of the blocks, by the plane that follows
         self.line: dict[int, Logits] = {}  # by the first plane of the row of blocks
 
     def extend(self, x: int, y: int, block: Logits) -> tuple[Logits | None, Logits | None]:
@@ -226,7 +226,7 @@ class _Context:
         piece = self.block[:, index - self.x, max(low - self.y, 0) : high - self.y]
         if low >= self.y or self.line is None:
             return piece
-        before = self.line[:, index - self.x]
+        before: Any = self.line[:, index - self.x]  # Of the piece's kind.
         return torch.cat([before, piece], 1) if isinstance(piece, Tensor) else np.concatenate([before, piece], 1)
 
 

@@ -16,8 +16,7 @@ from cnnkit.errors import CheckpointError, ConfigError, InputWarning
 from cnnkit.layers.nd import tupled
 from torch import Tensor, nn
 
-from cnnkit_medseg.args import Run
-from cnnkit_medseg.config import Config
+from cnnkit_medseg import args, config
 from cnnkit_medseg.geometry import Grid
 from cnnkit_medseg.io import Volume, read_volume, write_labels, write_probabilities
 from cnnkit_medseg.losses import DiceCELoss, deep_supervision_weights, resize_labels
@@ -55,8 +54,8 @@ class MedSeg:
         cfg: The experiment. Labels and channels may be open until :meth:`prepare` has read the dataset.
     """
 
-    Config = Config
-    Run = Run
+    Config = config.Config
+    Run = args.Run
     monitor: ClassVar[tuple[str, str]] = ("dice", "max")
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "nnunet": {},
@@ -68,10 +67,10 @@ class MedSeg:
         },
     }
 
-    def __init__(self, cfg: Config) -> None:
+    def __init__(self, cfg: config.Config) -> None:
         self.cfg = cfg
 
-    def prepare(self, output: Path) -> Config:
+    def prepare(self, output: Path) -> config.Config:
         """Read the dataset, complete the configuration from it, and preprocess its cases into the cache."""
         from cnnkit_medseg.data import prepare
 
@@ -106,10 +105,10 @@ class MedSeg:
         """
         if not self.cfg.foreground:
             raise ConfigError("labels are not set; the training takes them from the dataset, or give labels: {background: 0, NAME: 1}")
-        network, args = self.cfg.network, dict(self.cfg.network.args)
+        network, given = self.cfg.network, dict(self.cfg.network.args)
         if network.name in ("medseg/unet", "medseg/dynunet"):
-            args.setdefault("deep_supervision", self.cfg.deep_supervision)
-        return create_model(network.name, dims=self.cfg.dims, in_chans=len(self.cfg.channels), num_classes=len(self.labels()), **args)
+            given.setdefault("deep_supervision", self.cfg.deep_supervision)
+        return create_model(network.name, dims=self.cfg.dims, in_chans=len(self.cfg.channels), num_classes=len(self.labels()), **given)
 
     def loader(self, split: str) -> Iterable[Batch] | None:
         """Return patches (``"train"``), whole cases (``"val"``, ``"test"``: the held-out fold), or a synthetic case (``"example"``)."""
@@ -143,7 +142,7 @@ class MedSeg:
 
     def predict(self, model: nn.Module, batch: Batch) -> list[Prediction]:
         """Segment the volume of a batch, on its own grid."""
-        run: Run | None = batch.get("run")
+        run: args.Run | None = batch.get("run")
         cfg = self._overridden(run)
         result: Segmentation = segment(batch["volume"], model, cfg, probabilities=bool(run and run.save_probabilities))
         return [Prediction(batch["volume"], result.labels, result.probabilities)]
@@ -158,7 +157,7 @@ class MedSeg:
 
     def read(self, run: RunOptions) -> Iterable[Batch]:
         """Read the files of one case."""
-        assert isinstance(run, Run)
+        assert isinstance(run, args.Run)
         channels = len(self.cfg.channels)
         volume = read_volume(run.inputs, name=run.name, channels=channels, nonfinite=run.nonfinite, geometry=run.geometry)
         for warning in volume.warnings:
@@ -167,7 +166,7 @@ class MedSeg:
 
     def write(self, predictions: Sequence[Prediction], run: RunOptions) -> list[Path]:
         """Write label map, and as asked for overlay, statistics and probabilities."""
-        assert isinstance(run, Run)
+        assert isinstance(run, args.Run)
         files: list[Path] = []
         names = self.cfg.class_names
         for prediction in predictions:
@@ -193,7 +192,7 @@ class MedSeg:
             raise CheckpointError(
                 "the checkpoint names no labels, so its output cannot be written; add --set 'labels={background: 0, NAME: 1}'"
             )
-        assert isinstance(run, Run)
+        assert isinstance(run, args.Run)
         inference = self._overridden(run).inference
         if not 0 <= inference.overlap < 1:
             raise ConfigError(f"overlap {inference.overlap:g} is not a share of the window; accepted: 0 <= overlap < 1, for example 0.5")
@@ -243,7 +242,7 @@ class MedSeg:
             indices[labels == value] = index
         return indices
 
-    def _overridden(self, run: Run | None) -> Config:
+    def _overridden(self, run: args.Run | None) -> config.Config:
         """Return the configuration with the inference options of a run."""
         if run is None:
             return self.cfg

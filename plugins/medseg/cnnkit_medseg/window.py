@@ -119,7 +119,7 @@ class _Weights:
 
     @classmethod
     def build(cls, starts: tuple[list[int], ...], window: tuple[int, ...], weighting: Weighting, kind: Grid) -> _Weights:
-        axes = [np.ones(length) for length in window]
+        axes: list[Array] = [np.ones(length) for length in window]
         if weighting == "gaussian" and math.prod(map(len, starts)) > 1:  # A single window counts fully, whatever its weights.
             axes = [_bell(length, 0.125, kind) for length in window]
             lowest = math.prod(float(axis.min()) for axis in axes)
@@ -342,7 +342,7 @@ def sliding_window(
     accumulate_on: torch.device | str | None = None,
 ) -> Tensor:
     """Return the logits of the whole image, ``(K, *spatial)``. The arguments are those of :func:`tiles`."""
-    result = None
+    result: Tensor | None = None
     stream = slabs(
         image, predictor, window, overlap=overlap, grid=grid, weighting=weighting, batch_size=batch_size, mirror_axes=mirror_axes,
         progress=progress, accumulate=accumulate, device=device, accumulate_on=accumulate_on, recycle=True,
@@ -351,6 +351,7 @@ def sliding_window(
         if result is None:
             result = slab.new_empty((len(slab), *image.shape[1:]))
         result[:, plane : plane + slab.shape[1]] = slab
+    assert result is not None  # No image has no slab.
     return result
 
 

@@ -10,8 +10,9 @@ from cnnkit_medseg import augment as A
 from cnnkit_medseg.config import AugmentConfig
 from cnnkit_medseg.dataset import OUTSIDE
 
-NONE = replace(AugmentConfig(), **{f.name: 0.0 for f in fields(AugmentConfig) if f.name not in ("scale_range", "mirror")}, mirror=False)
-ALL = replace(NONE, **{f.name: 1.0 for f in fields(AugmentConfig) if f.name not in ("scale_range", "mirror")}, mirror=True)
+KEPT = ("scale_range", "noise_range", "mirror")
+NONE = replace(AugmentConfig(), **{f.name: 0.0 for f in fields(AugmentConfig) if f.name not in KEPT}, mirror=False)
+ALL = replace(NONE, **{f.name: 1.0 for f in fields(AugmentConfig) if f.name not in KEPT}, mirror=True)
 
 
 def rng(seed: int = 0) -> np.random.Generator:
@@ -138,7 +139,7 @@ def test_contrast_keeps_the_range_and_brightness_is_one_factor():
 def test_noise_deviation_and_blur_oracle():
     from scipy.ndimage import gaussian_filter
 
-    deviations = [float((A.noise(torch.zeros(1, 20, 20, 20), rng(s))).std()) for s in range(60)]
+    deviations = [float((A.noise(torch.zeros(1, 20, 20, 20), (0.0, 0.1), rng(s))).std()) for s in range(60)]
     assert 0 <= min(deviations) < 0.02 and 0.08 < max(deviations) < 0.105
     image = patch(10, 11, 12, channels=1)
     drawn = next(s for s in range(20) if rng(s).random() < 0.5)

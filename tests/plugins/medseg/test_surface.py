@@ -51,7 +51,7 @@ pairwise = pytest.mark.parametrize(("pred", "ref", "spacing"), PAIRS)
 def deepmind():
     """DeepMind's package. Its one release predates numpy 2 and scipy 1.15, so it gets back the names that were removed since."""
     package = pytest.importorskip("surface_distance")
-    old_numpy = types.SimpleNamespace(**{name: getattr(np, name) for name in dir(np) if not name.startswith("_")}, Inf=np.inf, NaN=np.nan)
+    old_numpy = types.SimpleNamespace(**{**vars(np), "Inf": np.inf, "NaN": np.nan})
     old_ndimage = types.SimpleNamespace(
         filters=types.SimpleNamespace(correlate=ndimage.correlate),
         morphology=types.SimpleNamespace(distance_transform_edt=ndimage.distance_transform_edt),
