@@ -1,6 +1,7 @@
-"""Write the index of the backbones, which lets ``cnnkit`` list and find them without importing torch.
+"""Write the indexes of backbones and layers, which let ``cnnkit`` list and find them without importing torch.
 
-Type ``python tools/index.py`` after any change to a family; with ``--check`` it only compares.
+Type ``python tools/index.py`` after any change to a family or to a layer's ``LAYERS``; with ``--check`` it only compares.
+Give names of families to renew only theirs, which is faster.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import dataclasses
 import importlib
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from cnnkit.backbones import INDEX
@@ -18,15 +20,23 @@ from cnnkit.count import count_params, on_meta
 from cnnkit.errors import RegistryError
 from cnnkit.registry import Entry, Registry
 
+LAYERS_INDEX = INDEX.parents[1] / "layers" / "_index.json"
 
-def families(folder: Path = INDEX.parent) -> list[Family]:
-    """Import every family file of the folder and return the declarations, in the order of the files' names.
+
+def families(folder: Path = INDEX.parent, names: Sequence[str] = ()) -> list[Family]:
+    """Import the family files of the folder and return the declarations, in the order of the files' names.
+
+    Args:
+        folder: Where the files are.
+        names: Only these families; all if empty.
 
     Raises:
         RegistryError: If a file declares no ``FAMILY``, or one under another name than its own.
     """
     found = []
     for path in sorted(folder.glob("[!_]*.py")):
+        if names and path.stem not in names:
+            continue
         family = getattr(importlib.import_module(f"cnnkit.backbones.{path.stem}"), "FAMILY", None)
         if not isinstance(family, Family):
             raise RegistryError(f"{path.name} declares no FAMILY = Family(...); give a file without a family a leading underscore")
@@ -44,30 +54,55 @@ def counted(entry: Entry) -> Entry:
     return dataclasses.replace(entry, params=count_params(model))
 
 
-def text() -> str:
-    """Return the index as JSON, one line for each model, so that two branches that add one merge."""
+def text(names: Sequence[str] = ()) -> str:
+    """Return the index of the backbones as JSON.
+
+    Args:
+        names: Families to count anew; the others stay as they are in the index. All if empty.
+    """
     registry = Registry("model")
-    for family in families():
+    for name, data in json.loads(INDEX.read_text(encoding="utf-8")).items() if names else ():
+        if data["family"] not in names:
+            registry.add(name, Entry.from_json(data))
+    for family in families(names=names):
         for name, entry in family.entries().items():
             registry.add(name, counted(entry))
-    lines = [f"{json.dumps(name)}: {json.dumps(entry.to_json(), sort_keys=True)}" for name, entry in registry.items()]
-    return "{\n" + ",\n".join(lines) + "\n}\n"
+    return as_lines(registry)
+
+
+def layers(folder: Path = LAYERS_INDEX.parent) -> Registry:
+    """Return what the layer files of the folder declare in ``LAYERS``, under ``"layers/NAME"``."""
+    registry = Registry("layer")
+    for path in sorted(folder.glob("[!_]*.py")):
+        for name, entry in getattr(importlib.import_module(f"cnnkit.layers.{path.stem}"), "LAYERS", {}).items():
+            registry.add(f"layers/{name}", entry)
+    return registry
+
+
+def as_lines(registry: Registry) -> str:
+    """Return a registry as JSON, one line for each entry, so that two branches that add one merge."""
+    return (
+        "{\n"
+        + ",\n".join(f"{json.dumps(name)}: {json.dumps(entry.to_json(), sort_keys=True)}" for name, entry in registry.items())
+        + "\n}\n"
+    )
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the tool and return its exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="compare only; exit status 1 if the index is stale")
-    check = parser.parse_args(argv).check
-    new = text()
-    if INDEX.exists() and INDEX.read_text(encoding="utf-8") == new:
-        return 0
-    if check:
-        print(f"{INDEX.name} is stale; run: python tools/index.py", file=sys.stderr)
-        return 1
-    INDEX.write_text(new, encoding="utf-8")
-    print(f"wrote {INDEX.name}: {new.count(chr(10)) - 2} models", file=sys.stderr)
-    return 0
+    parser.add_argument("families", nargs="*", metavar="FAMILY", help="renew only these families")
+    args = parser.parse_args(argv)
+    wanted = {INDEX: text(args.families), LAYERS_INDEX: as_lines(layers())}
+    stale = {file: new for file, new in wanted.items() if not file.exists() or file.read_text(encoding="utf-8") != new}
+    for file, new in stale.items():
+        if args.check:
+            print(f"{file.parent.name}/{file.name} is stale; run: python tools/index.py", file=sys.stderr)
+        else:
+            file.write_text(new, encoding="utf-8")
+            print(f"wrote {file.parent.name}/{file.name}: {new.count(chr(10)) - 2} entries", file=sys.stderr)
+    return int(args.check and bool(stale))
 
 
 if __name__ == "__main__":

@@ -42,11 +42,18 @@ def titles() -> dict[str, dict[str, str]]:
     return json.loads((importlib.resources.files("cnnkit") / "papers.json").read_text(encoding="utf-8"))
 
 
+@cache
+def layers() -> dict[str, Entry]:
+    """Return the layers of the core that stand for a paper, by name (``"layers/involution"``)."""
+    data = json.loads((importlib.resources.files("cnnkit") / "layers" / "_index.json").read_text(encoding="utf-8"))
+    return {name: Entry.from_json(row) for name, row in data.items()}
+
+
 def entries() -> dict[str, Entry]:
-    """Return everything that is registered, by name: backbones of the core and models of plugins."""
+    """Return everything that is registered, by name: layers and backbones of the core and models of plugins."""
     from cnnkit.backbones import list_models, model_entry
 
-    return {**{name: model_entry(name) for name in list_models()}, **plugins.models()}
+    return {**layers(), **{name: model_entry(name) for name in list_models()}, **plugins.models()}
 
 
 def papers() -> list[Paper]:

@@ -14,7 +14,7 @@ from cnnkit.backbones._base import FeaturePyramid
 from cnnkit.count import on_meta
 from cnnkit.registry import Figures
 from cnnkit.testing import BackboneContract, assert_no_heavy_imports, assert_same, fresh_interpreter, watch_outside
-from cnnkit.testing.backbones import last_decimal, smallest
+from cnnkit.testing.backbones import admitted, last_decimal
 from cnnkit.testing.compare import stir, without_gradient
 from torch import nn
 
@@ -112,8 +112,13 @@ def test_precision_is_that_of_the_print():
     assert [last_decimal(figure) for figure in (4.0, 28.59, 61)] == pytest.approx([0.05, 0.005, 0.5])
 
 
-def test_the_smallest_of_each_family_pays_for_it():
-    assert smallest(["resnet50", "resnet18", "convnext_base", "convnext_small"]) == ["convnext_small", "resnet18"]
+def test_the_next_admitted_size():
+    model = create_model("resnet18", **SMALL)
+    assert admitted(model, (75, 97)) == (75, 97)
+    model.size_multiple = 32
+    assert admitted(model, (64, 97)) == (64, 128)
+    model.fixed_size = (224, 224)
+    assert admitted(model, (64, 97)) == (224, 224)
 
 
 def test_asserts_of_the_suites_show_their_values():

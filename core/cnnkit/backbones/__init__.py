@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fnmatch
 import functools
+import importlib
 import inspect
 import json
 import os
@@ -14,13 +15,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cnnkit.errors import UsageError, unknown
+from cnnkit.errors import RegistryError, UsageError, unknown
 from cnnkit.registry import Entry, Registry
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["create_model", "list_models", "model_entry", "register"]
+    from cnnkit.backbones._base import Family
+
+__all__ = ["create_model", "create_small", "list_models", "load_family", "model_entry", "register"]
 
 INDEX = Path(__file__).with_name("_index.json")
 
@@ -88,6 +91,7 @@ def create_model(
     features_only: bool = False,
     out_indices: Sequence[int] | int | None = None,
     weights: str | os.PathLike[str] | Mapping[str, Tensor] | None = None,
+    grad_checkpointing: bool = False,
     **arch: Any,
 ) -> nn.Module:
     """Build a model by name.
@@ -100,6 +104,7 @@ def create_model(
         features_only: Return a :class:`~cnnkit.backbones._base.FeaturePyramid` instead of a classifier.
         out_indices: With ``features_only``: levels to return, negative ones from the coarsest; a number ``n`` takes the last ``n``.
         weights: A file of weights or a state dict, in cnnkit's layout or in one that the family understands.
+        grad_checkpointing: Recompute activations in the backward pass instead of keeping them, for the families that are made of stages.
         **arch: Arguments of the model's class, in place of the variant's own.
 
     Raises:
@@ -121,11 +126,39 @@ def create_model(
         model.drop_head()
     if weights is not None:
         _load(model, weights)
+    if grad_checkpointing:
+        if not hasattr(model, "set_grad_checkpointing"):
+            raise UsageError(f"model {name!r} keeps its activations; leave out grad_checkpointing=True")
+        model.set_grad_checkpointing()
     if features_only:
         from cnnkit.backbones._base import FeaturePyramid
 
         return FeaturePyramid(model, out_indices)
     return model
+
+
+def load_family(name: str) -> Family:
+    """Import and return the declaration of a family.
+
+    Raises:
+        RegistryError: If no backbone is of that family.
+    """
+    found = {entry.family: entry.target.partition(":")[0] for entry in _registry().values() if entry.family}
+    if name not in found:
+        raise RegistryError(unknown("family", name, found))
+    return importlib.import_module(found[name]).FAMILY
+
+
+def create_small(family: str, *, dims: int = 2, **arch: Any) -> nn.Module:
+    """Build the small member of a family, with every kind of its blocks: for tests and quick trainings.
+
+    Args:
+        family: Name of the family.
+        dims: Number of spatial dimensions.
+        **arch: Further arguments of :func:`create_model`.
+    """
+    name, args = load_family(family).small
+    return create_model(name, dims=dims, **{**args, **arch})
 
 
 def _arguments(

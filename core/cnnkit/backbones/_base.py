@@ -6,7 +6,9 @@ To add a family, write one file in this folder: a class derived from :class:`Bac
 * the constructor takes keyword arguments only, among them ``dims``, ``in_chans`` and ``num_classes``;
 * ``feature_info`` states the pyramid's levels, from fine to coarse, and ``forward_pyramid`` computes them;
 * ``classifier`` is the dotted name of the last linear layer, ``head_modules`` the names of what only the head uses;
-* ``layouts`` lists the foreign key layouts that the loader understands.
+* ``layouts`` lists the foreign key layouts that the loader understands;
+* ``size_multiple`` or ``fixed_size`` says which input sizes the mechanism admits, and ``forward_pyramid`` starts with :meth:`check_size`
+  where not all are.
 """
 
 from __future__ import annotations
@@ -15,10 +17,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from cnnkit.errors import UsageError
+from cnnkit.errors import InputError, UsageError
+from cnnkit.layers.fuse import fuse
 from cnnkit.layers.nd import check_dims
 from cnnkit.layers.pool import GlobalPool
 from cnnkit.registry import Entry, Figures
@@ -87,6 +91,10 @@ class Backbone(nn.Module):
     head_modules: ClassVar[tuple[str, ...]] = ("fc",)
 
     feature_info: FeatureInfo
+    size_multiple: int = 1
+    """Every side of the input is a multiple of this."""
+    fixed_size: tuple[int, ...] | None = None
+    """The one admitted input size, where weights belong to positions."""
 
     def __init__(
         self, *, dims: int, in_chans: int, num_classes: int, num_features: int, global_pool: str = "avg", drop_rate: float = 0.0
@@ -121,6 +129,38 @@ class Backbone(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits."""
         return self.forward_head(self.forward_features(x))
+
+    def check_size(self, x: Tensor) -> None:
+        """Refuse an input whose size the mechanism does not admit.
+
+        Raises:
+            InputError: Naming the sizes that are.
+        """
+        size = tuple(x.shape[2:])
+        if self.fixed_size is not None and size != self.fixed_size:
+            raise InputError(
+                f"input size {size} does not fit: this model was built for {self.fixed_size}; resize, or build it with img_size={size}"
+            )
+        if any(side % self.size_multiple for side in size):
+            fitting = tuple(-(-side // self.size_multiple) * self.size_multiple for side in size)
+            raise InputError(
+                f"input size {size} does not fit: every side must be a multiple of {self.size_multiple}; resize or pad to {fitting}"
+            )
+
+    def example_input(self) -> Tensor:
+        """Return zeros of an admitted size, ``(1, in_chans, *spatial)``, on the model's device."""
+        some = next(self.parameters())
+        size = self.fixed_size or (max(64, self.size_multiple),) * self.dims
+        return torch.zeros(1, self.in_chans, *size, dtype=some.dtype, device=some.device)
+
+    def fuse(self) -> Backbone:
+        """Merge branches and fold batch normalisations in place, for inference; the outputs stay the same. Returns the model itself.
+
+        Raises:
+            ValueError: In training mode.
+        """
+        fuse(self, self.example_input())
+        return self
 
     def get_classifier(self) -> nn.Module:
         """Return the last linear layer, or an identity with ``num_classes=0``."""
@@ -229,12 +269,14 @@ class Variant:
         figures: What the paper printed for it.
         paper: Slug of its paper, where it is not the family's.
         summary: One line for people, where it is not the family's.
+        cls: The class that builds it, where it is not the family's.
     """
 
     args: Mapping[str, Any]
     figures: Figures = field(default_factory=Figures)
     paper: str | None = None
     summary: str = ""
+    cls: type[Backbone] | None = None
 
 
 @dataclass(frozen=True)
@@ -248,29 +290,32 @@ class Family:
         variants: The variants by their full name.
         paper: Slug of the paper in ``papers.json``; empty if it is not among those that the project answers for.
         dims: Spatial dimensions that it supports.
+        small: The name of a variant, and arguments that scale it down without leaving out a kind of block: what tests and quick
+            trainings build.
+        small_size: Side length of the input that suits the small member.
     """
 
     name: str
     cls: type[Backbone]
     summary: str
     variants: Mapping[str, Variant]
+    small: tuple[str, Mapping[str, Any]]
+    small_size: int = 64
     paper: str = ""
     dims: tuple[int, ...] = (1, 2, 3)
 
     def entries(self) -> dict[str, Entry]:
         """Return the registry entries of the variants."""
-        target = f"{self.cls.__module__}:{self.cls.__qualname__}"
-        layouts = tuple(dict.fromkeys(layout.name for layout in self.cls.layouts))
         return {
             name: Entry(
-                target=target,
+                target=f"{(variant.cls or self.cls).__module__}:{(variant.cls or self.cls).__qualname__}",
                 paper=self.paper if variant.paper is None else variant.paper,
                 summary=variant.summary or self.summary,
                 family=self.name,
                 dims=self.dims,
                 args=dict(variant.args),
                 figures=variant.figures,
-                layouts=layouts,
+                layouts=tuple(dict.fromkeys(layout.name for layout in (variant.cls or self.cls).layouts)),
             )
             for name, variant in self.variants.items()
         }

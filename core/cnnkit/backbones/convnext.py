@@ -236,6 +236,7 @@ def _variant(depths: tuple[int, ...], width: int, figures: Figures) -> Variant:
 FAMILY = Family(
     name="convnext",
     cls=ConvNeXt,
+    small=("convnext_tiny", {"depths": (1, 1, 2, 1), "widths": (16, 24, 32, 48), "layer_scale": 1.0}),
     paper="convnext",
     summary="A pure convolutional network with the design of a vision transformer (Liu et al., 2022).",
     variants={

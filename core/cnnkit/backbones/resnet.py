@@ -54,9 +54,7 @@ def _conv(
     in_channels: int, out_channels: int, kernel_size: int, *, dims: int, stride: int = 1, dilation: int = 1, groups: int = 1
 ) -> nn.Module:
     padding: tuple = same_padding(kernel_size, dilation, dims=dims)
-    return conv(dims)(
-        in_channels, out_channels, kernel_size, stride=stride, padding=padding, dilation=dilation, groups=groups, bias=False
-    )
+    return conv(dims)(in_channels, out_channels, kernel_size, stride=stride, padding=padding, dilation=dilation, groups=groups, bias=False)
 
 
 class BasicBlock(nn.Module):
@@ -331,6 +329,7 @@ _STRIDE = "The paper has a bottleneck's stride in its first 1x1 convolution; her
 FAMILY = Family(
     name="resnet",
     cls=ResNet,
+    small=("resnet50", {"depths": (1, 2, 1, 1), "widths": (8, 16, 24, 32)}),
     summary="Deep residual learning for image recognition (He et al., 2016).",
     variants={
         "resnet18": Variant({"block": "basic", "depths": (2, 2, 2, 2)}, Figures(gmacs=1.8)),

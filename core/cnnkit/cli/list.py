@@ -1,4 +1,4 @@
-"""``cnnkit list plugins|backbones|models|papers``. No torch."""
+"""``cnnkit list plugins|backbones|layers|models|papers``. No torch."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON: a list 
 
 @click.group("list", cls=NearestGroup)
 def list_() -> None:
-    """List plugins, backbones, models and papers."""
+    """List plugins, backbones, layers, models and papers."""
 
 
 @list_.command()
@@ -71,6 +71,19 @@ def backbones(as_json: bool, dims: str | None, papers: bool) -> None:
             row["title"] = titles().get(entry.paper, {}).get("title", "")
         rows.append(row)
     _show(rows, ("name", "family", "paper", "dims", "params", *(("title",) if papers else ())), as_json)
+
+
+@list_.command()
+@JSON
+def layers(as_json: bool) -> None:
+    """List the layers of the core that stand for a paper."""
+    from cnnkit import catalogue
+
+    rows = [
+        {"name": name, "paper": entry.paper, "dims": list(entry.dims), "code": entry.target, "summary": entry.summary}
+        for name, entry in catalogue.layers().items()
+    ]
+    _show(rows, ("name", "paper", "dims", "code", "summary"), as_json)
 
 
 @list_.command()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from cnnkit.layers.act import get_act
 from cnnkit.layers.nd import conv
+from cnnkit.registry import Entry
 
 
 class SqueezeExcite(nn.Module):
@@ -57,3 +58,13 @@ class SqueezeExcite(nn.Module):
         """Return the reweighted ``x``."""
         means = x.mean(tuple(range(2, x.ndim)), keepdim=True)
         return x * self.gate(self.fc2(self.act(self.fc1(means))))
+
+
+LAYERS = {
+    "squeeze_excite": Entry(
+        "cnnkit.layers.squeeze_excite:SqueezeExcite",
+        paper="se",
+        summary="Reweight channels by a function of their global means (Hu et al., 2018).",
+        dims=(1, 2, 3),
+    ),
+}

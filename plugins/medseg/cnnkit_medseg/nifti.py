@@ -147,9 +147,7 @@ def _single_file_header(header: Any) -> Any:
     return copy
 
 
-def write_nifti(
-    path: str | Path, values: NDArray[Any], grid: Grid, *, scale: float = 1.0, names: Mapping[int, str] | None = None
-) -> Path:
+def write_nifti(path: str | Path, values: NDArray[Any], grid: Grid, *, scale: float = 1.0, names: Mapping[int, str] | None = None) -> Path:
     """Write stored values, given in RAS order, on the grid of the source, atomically.
 
     For a NIfTI source, qform, sform, their codes and the voxel sizes are written bit for bit as they were. Gzip level 1 is

@@ -364,9 +364,7 @@ def _pad(image: Tensor, window: tuple[int, ...]) -> tuple[tuple[int, ...], Tenso
     return tuple(lack // 2 for lack in missing), F.pad(image, pads)
 
 
-def _crop(
-    origin: tuple[int, ...], block: Tensor, before: tuple[int, ...], size: tuple[int, ...]
-) -> tuple[tuple[int, ...], Tensor]:
+def _crop(origin: tuple[int, ...], block: Tensor, before: tuple[int, ...], size: tuple[int, ...]) -> tuple[tuple[int, ...], Tensor]:
     """Take the padding off a block. A padded axis has a single window, so the block spans it whole."""
     inner = tuple(slice(pad, pad + min(n, length)) for pad, n, length in zip(before, block.shape[1:], size, strict=True))
     return origin, block[(slice(None), *inner)]

@@ -178,7 +178,7 @@ REFUSED = {
     "shorter than promised": (short, "truncated: the header promises"),
     "shorter than promised, gzip": (short_gz, "truncated: the header promises"),
     "not NIfTI": (text, "not a NIfTI|gzip"),
-    "not NIfTI, plain": (lambda f: (text(f).rename(f / "t.nii")), "not a NIfTI"),
+    "not NIfTI, plain": (lambda f: text(f).rename(f / "t.nii"), "not a NIfTI"),
     "empty file": (lambda f: ((f / "a.nii").touch(), f / "a.nii")[1], "not a NIfTI"),
     "Analyze": (lambda f: save_analyze(f / "a.img"), "Analyze"),
     "2-D": (lambda f: save(f / "a.nii", noise(4, 5)), "2-D image"),

@@ -6,7 +6,7 @@ import pytest
 import torch
 from cnnkit.errors import CheckpointError
 from cnnkit.weights import load_weights
-from cnnkit_medseg.models.swin import MERGING, PatchMerging, partition, unpartition, wrapped_pairs
+from cnnkit_medseg.models.swin import MERGING, PatchMerging
 from cnnkit_medseg.models.swin_unetr import SwinUNETR
 from torch import nn
 
@@ -87,22 +87,6 @@ def test_merging_order_changes_the_output_of_the_same_weights():
     x = torch.randn(1, 2, 64, 32, 32)
     with torch.no_grad():
         assert (ours(x) - old(x)).abs().max() > 1e-3
-
-
-@pytest.mark.parametrize("window", [(7,), (2, 3), (2, 3, 4)])
-def test_partition_is_inverted(window):
-    x = torch.randn(2, *(3 * side for side in window), 5)
-    windows = partition(x, window)
-    assert windows.shape == (2, *(3 for _ in window), torch.Size(window).numel(), 5)
-    assert torch.equal(unpartition(windows, window), x)
-    assert torch.equal(windows[(0,) * (len(window) + 1)][0], x[(0,) * (len(window) + 1)])
-
-
-def test_no_token_attends_across_the_border_of_the_image():
-    wrapped = wrapped_pairs((4,), (2,), (True,), torch.device("cpu"))
-    near = torch.tensor([True, True, False, False])  # the last window of a shifted row: two tokens of its end, two of its start
-    assert torch.equal(wrapped, near[:, None] != near[None, :])
-    assert not wrapped_pairs((4,), (2,), (False,), torch.device("cpu")).any()
 
 
 @pytest.mark.parametrize("use_checkpoint", [False, True])

@@ -17,9 +17,11 @@ import torch
 import torch.nn.functional as F
 from cnnkit.layers import nd
 from cnnkit.layers.act import get_act
+from cnnkit.layers.attention import attend
 from cnnkit.layers.conv import ConvNormAct
 from cnnkit.layers.drop import DropPath, drop_path_rates
 from cnnkit.layers.norm import get_norm
+from cnnkit.layers.window import partition, relative_position_index, unpartition, wrapped_pairs
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -33,62 +35,6 @@ MERGING: dict[str, tuple[tuple[int, ...], ...]] = {
     "merging-0.9": ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 1), (0, 1, 0), (0, 0, 1), (1, 1, 1)),
     "mergingv2": tuple(itertools.product((0, 1), repeat=3)),
 }
-
-
-def relative_position_index(window: Sequence[int]) -> Tensor:
-    """Number the relative positions of every two tokens of a window, row by row.
-
-    Shapes:
-        result: ``(N, N)`` int64 with ``N = prod(window)``, values in ``[0, prod(2 * w - 1))``.
-    """
-    position = torch.stack(torch.meshgrid(*(torch.arange(size) for size in window), indexing="ij")).flatten(1)
-    index = torch.zeros(position.shape[1], position.shape[1], dtype=torch.long)
-    for axis, size in enumerate(window):
-        index = index * (2 * size - 1) + (position[axis, :, None] - position[axis, None, :] + size - 1)
-    return index
-
-
-def partition(x: Tensor, window: Sequence[int]) -> Tensor:
-    """Cut a channels-last grid into windows.
-
-    Shapes:
-        x: ``(B, *spatial, C)``, every side a multiple of the window's; the result is ``(B, *grid, N, C)``.
-    """
-    dims = len(window)
-    sides = [part for size, w in zip(x.shape[1:-1], window, strict=True) for part in (size // w, w)]
-    x = x.reshape(x.shape[0], *sides, x.shape[-1])
-    x = x.permute(0, *range(1, 2 * dims, 2), *range(2, 2 * dims + 1, 2), 2 * dims + 1)
-    return x.flatten(dims + 1, 2 * dims)
-
-
-def unpartition(windows: Tensor, window: Sequence[int]) -> Tensor:
-    """Join windows to the grid that :func:`partition` cut."""
-    dims = len(window)
-    x = windows.unflatten(-2, tuple(window))
-    x = x.permute(0, *(axis for pair in zip(range(1, dims + 1), range(dims + 1, 2 * dims + 1), strict=True) for axis in pair), 2 * dims + 1)
-    sides = [grid * w for grid, w in zip(windows.shape[1:-2], window, strict=True)]
-    return x.reshape(windows.shape[0], *sides, windows.shape[-1])
-
-
-def wrapped_pairs(window: Sequence[int], shift: Sequence[int], last: Sequence[bool], device: torch.device) -> Tensor:
-    """Mark the pairs of tokens in a window that only the cyclic shift brought together.
-
-    Only the last window along an axis holds tokens from both ends of the image: its final ``shift`` positions.
-
-    Args:
-        window: Side lengths of the window.
-        shift: Cyclic shift along each axis.
-        last: Whether the window is the last one along each axis.
-        device: Where the result is needed.
-
-    Shapes:
-        result: ``(N, N)`` bool.
-    """
-    sides = [
-        (torch.arange(w, device=device) >= w - s) & is_last for w, s, is_last in zip(window, shift, last, strict=True)
-    ]
-    wrapped = torch.stack(torch.meshgrid(*sides, indexing="ij")).flatten(1)
-    return (wrapped[:, :, None] != wrapped[:, None, :]).any(0)
 
 
 def named(name: str, module: nn.Module) -> nn.Sequential:
@@ -124,19 +70,6 @@ class ResidualConv(nn.Module):
         y = self.norm(self.conv2(y))
         y += x if self.conv3 is None else self.norm(self.conv3(x))
         return self.act(y)
-
-
-def attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, dropout: float) -> Tensor:
-    """Return ``softmax(Q K^T / sqrt(d) + bias) V``.
-
-    Shapes:
-        query, key, value: ``(W, heads, N, d)``; bias: ``(heads, N, N)``; the result is ``(W, heads, N, d)``.
-    """
-    if query.device.type == "cpu" and bias.requires_grad:
-        # PyTorch has no fused kernel on the CPU that differentiates by the bias, and its own fallback is slower.
-        weights = ((query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)).add_(bias).softmax(-1)
-        return F.dropout(weights, dropout) @ value if dropout else weights @ value
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=bias[None], dropout_p=dropout)
 
 
 class WindowAttention(nn.Module):
@@ -205,7 +138,7 @@ class WindowAttention(nn.Module):
         if any(last):
             bias = bias + MASKED * wrapped_pairs(window, shift, last, qkv.device)
         query, key, value = qkv.flatten(0, len(window)).permute(2, 0, 3, 1, 4)
-        out = attention(query, key, value, bias.to(query.dtype), self.attn_drop if self.training else 0.0)
+        out = attend(query, key, value, bias.to(query.dtype)[None], drop=self.attn_drop if self.training else 0.0)
         # Joined head by head: a reshape would be exported as a view, which holds for one kernel's memory layout only.
         return torch.cat(out.unbind(1), dim=-1).unflatten(0, qkv.shape[: len(window) + 1])
 
