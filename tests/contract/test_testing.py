@@ -12,6 +12,7 @@ import torch
 from cnnkit.backbones import create_model, model_entry
 from cnnkit.backbones._base import FeaturePyramid
 from cnnkit.count import on_meta
+from cnnkit.errors import InputError
 from cnnkit.registry import Figures
 from cnnkit.testing import BackboneContract, assert_no_heavy_imports, assert_same, fresh_interpreter, watch_outside
 from cnnkit.testing.backbones import admitted, last_decimal
@@ -117,6 +118,11 @@ def test_the_next_admitted_size():
     assert admitted(model, (75, 97)) == (75, 97)
     model.size_multiple = 32
     assert admitted(model, (64, 97)) == (64, 128)
+    model.min_size = 75
+    assert admitted(model, (64, 97)) == (96, 128)
+    assert model.example_input().shape[2:] == (96, 96)
+    with pytest.raises(InputError, match=r"at least 75; resize or pad to \(96, 96\)"):
+        model.check_size(torch.zeros(1, 3, 64, 96))
     model.fixed_size = (224, 224)
     assert admitted(model, (64, 97)) == (224, 224)
 

@@ -7,8 +7,8 @@ To add a family, write one file in this folder: a class derived from :class:`Bac
 * ``feature_info`` states the pyramid's levels, from fine to coarse, and ``forward_pyramid`` computes them;
 * ``classifier`` is the dotted name of the last linear layer, ``head_modules`` the names of what only the head uses;
 * ``layouts`` lists the foreign key layouts that the loader understands;
-* ``size_multiple`` or ``fixed_size`` says which input sizes the mechanism admits, and ``forward_pyramid`` starts with :meth:`check_size`
-  where not all are.
+* ``size_multiple``, ``min_size`` or ``fixed_size`` says which input sizes the mechanism admits, and ``forward_pyramid`` starts with
+  :meth:`check_size` where not all are.
 """
 
 from __future__ import annotations
@@ -93,6 +93,10 @@ class Backbone(nn.Module):
     feature_info: FeatureInfo
     size_multiple: int = 1
     """Every side of the input is a multiple of this."""
+    min_size: int = 1
+    """Every side of the input is at least this."""
+    size_slack: int = 0
+    """By how many positions a level may differ from the input's size over its reduction: unpadded convolutions lose the border."""
     fixed_size: tuple[int, ...] | None = None
     """The one admitted input size, where weights belong to positions."""
 
@@ -141,8 +145,10 @@ class Backbone(nn.Module):
             raise InputError(
                 f"input size {size} does not fit: this model was built for {self.fixed_size}; resize, or build it with img_size={size}"
             )
+        fitting = tuple(-(-max(side, self.min_size) // self.size_multiple) * self.size_multiple for side in size)
+        if any(side < self.min_size for side in size):
+            raise InputError(f"input size {size} does not fit: every side must be at least {self.min_size}; resize or pad to {fitting}")
         if any(side % self.size_multiple for side in size):
-            fitting = tuple(-(-side // self.size_multiple) * self.size_multiple for side in size)
             raise InputError(
                 f"input size {size} does not fit: every side must be a multiple of {self.size_multiple}; resize or pad to {fitting}"
             )
@@ -150,7 +156,8 @@ class Backbone(nn.Module):
     def example_input(self) -> Tensor:
         """Return zeros of an admitted size, ``(1, in_chans, *spatial)``, on the model's device."""
         some = next(self.parameters())
-        size = self.fixed_size or (max(64, self.size_multiple),) * self.dims
+        side = -(-max(64, self.min_size) // self.size_multiple) * self.size_multiple
+        size = self.fixed_size or (side,) * self.dims
         return torch.zeros(1, self.in_chans, *size, dtype=some.dtype, device=some.device)
 
     def fuse(self) -> Backbone:
