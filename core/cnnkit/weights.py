@@ -133,7 +133,9 @@ def _problems(model: nn.Module, given: State, expected: State) -> list[str]:
 
 def _head_differs(model: nn.Module, given: State, expected: State) -> str:
     """Return a sentence if the only trouble is another number of classes."""
-    key = f"{getattr(model, 'classifier', '')}.weight"
+    inside = f"{getattr(model, 'classifier', '')}."
+    # The classifier is a linear layer, or a small network that ends in one.
+    key = next((key for key in reversed(list(expected)) if key.startswith(inside) and key.endswith(".weight")), "")
     classes = getattr(model, "num_classes", None)
     if key not in expected or key not in given or not classes:
         return ""

@@ -4,13 +4,42 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from cnnkit.errors import ConfigError, unknown
+
+
+class SquaredReLU(nn.Module):
+    """``relu(x)^2``: So et al. (2021), "Primer: Searching for Efficient Transformers for Language Modeling"."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the square of the positive part."""
+        return x.relu().square()
+
+
+class StarReLU(nn.Module):
+    """``scale * relu(x)^2 + shift``: Yu et al. (2024), "MetaFormer Baselines for Vision".
+
+    Both scalars are learnt. They start where a standard normal comes out with mean 0 and variance 1: its squared
+    positive part has mean 1/2 and variance 5/4.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((1,), 0.8**0.5))
+        self.bias = nn.Parameter(torch.full((1,), -0.5 * 0.8**0.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the function to every element."""
+        return torch.addcmul(self.bias, self.scale, x.relu().square())
+
 
 ACTS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
     "relu6": nn.ReLU6,
+    "squared_relu": SquaredReLU,
+    "star_relu": StarReLU,
     "leaky_relu": nn.LeakyReLU,
     "prelu": nn.PReLU,
     "elu": nn.ELU,
