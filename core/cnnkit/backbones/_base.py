@@ -212,12 +212,19 @@ class Backbone(nn.Module):
         """
         self.grad_checkpointing = enable
 
-    def run_blocks(self, stage: nn.Module, x: Tensor) -> Tensor:
-        """Apply a stage; while training, each block of a sequence is checkpointed if that was asked for."""
-        if not (self.grad_checkpointing and self.training and isinstance(stage, nn.Sequential)):
+    def run_blocks(self, stage: nn.Module, x: Tensor, *args: Any) -> Tensor:
+        """Apply a stage; while training, each block of a sequence is checkpointed if that was asked for.
+
+        Args:
+            stage: The stage.
+            x: Its input.
+            *args: What every block of a sequence takes besides, for example the grid of its tokens.
+        """
+        recompute = self.grad_checkpointing and self.training
+        if not isinstance(stage, nn.Sequential) or not (recompute or args):
             return stage(x)
         for block in stage:
-            x = checkpoint(block, x, use_reentrant=False)
+            x = checkpoint(block, x, *args, use_reentrant=False) if recompute else block(x, *args)
         return x
 
 

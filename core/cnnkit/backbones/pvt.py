@@ -168,7 +168,7 @@ class PVT(TokenBackbone):
         drop_path_rate: Stochastic depth of the last block, rising linearly from 0.
 
     Raises:
-        ConfigError: If the arguments by stage differ in length, the last reduction is not 1, or the image has no patch in the last stage.
+        ConfigError: If the arguments by stage differ in length, the last reduction is not 1, or ``img_size`` leaves a stage without keys.
     """
 
     layouts = (
@@ -226,8 +226,10 @@ class PVT(TokenBackbone):
             self.grids.append(grid)
             self.feature_info.append({"num_chs": width, "reduction": reduction, "module": f"block{index + 1}"})
             before = width
-        if not all(grid):
-            raise ConfigError(f"img_size={img_size} is too small: every side needs at least {reduction}")
+        # A level that is smaller than the patch of one key has no keys.
+        self.min_size = max(level["reduction"] * coarse for level, coarse in zip(self.feature_info, reductions, strict=True))
+        if min(tupled(img_size, dims)) < self.min_size:
+            raise ConfigError(f"img_size={img_size} is too small: every side needs at least {self.min_size}")
         self.norm: nn.Module = nn.LayerNorm(before, eps=1e-6)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, before))
         self.head: nn.Module = self.new_classifier(num_classes)
@@ -260,6 +262,7 @@ class PVT(TokenBackbone):
 
     def forward_pyramid(self, x: Tensor) -> list[Tensor]:
         """Return the features of the stages, computed without the class token."""
+        self.check_size(x)
         levels = []
         for index in range(self.stages):
             x = self.run_stage(index, self.embed(index, x)).movedim(-1, 1)
@@ -271,6 +274,7 @@ class PVT(TokenBackbone):
 
         A model whose head was dropped has no class token, and returns the ``N`` others.
         """
+        self.check_size(x)
         for index in range(self.last):
             x = self.run_stage(index, self.embed(index, x)).movedim(-1, 1)
         x = self.embed(self.last, x).flatten(1, -2)

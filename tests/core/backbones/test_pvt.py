@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from cnnkit.backbones import create_model, list_models
 from cnnkit.backbones.pvt import SpatialReductionAttention
 from cnnkit.count import on_meta
-from cnnkit.errors import ConfigError
+from cnnkit.errors import ConfigError, InputError
 from cnnkit.layers.attention import Attention
 from cnnkit.testing.compare import without_gradient
 from cnnkit.weights import load_weights
@@ -217,3 +217,5 @@ def test_wrong_arguments_are_refused():
         create_model("pvt_tiny", img_size=(64, 16))
     with pytest.raises(ConfigError, match="token"):
         create_model("pvt_tiny", global_pool="tokens", **SMALL)
+    with pytest.raises(InputError, match="at least 32"):
+        create_model("pvt_tiny", img_size=64, **SMALL)(torch.zeros(1, 3, 64, 31))
