@@ -80,9 +80,9 @@ def load_weights(model: nn.Module, state: State, layouts: Sequence[Layout] | Non
     layouts = tuple(getattr(model, "layouts", ())) if layouts is None else tuple(layouts)
     source = source or "the state dict"
     expected = model.state_dict()
-    name, given = _own_keys(state, expected, layouts, source)
-    if getattr(model, "num_classes", None) == 0:
-        heads = tuple(getattr(model, "head_modules", ()))
+    heads = tuple(getattr(model, "head_modules", ())) if getattr(model, "num_classes", None) == 0 else ()
+    name, given = _own_keys(state, expected, layouts, heads, source)
+    if heads:
         given = {key: value for key, value in given.items() if key in expected or not _inside(key, heads)}
     for key, value in expected.items():
         if key.endswith(_COUNTER):
@@ -95,9 +95,11 @@ def load_weights(model: nn.Module, state: State, layouts: Sequence[Layout] | Non
     return name
 
 
-def _own_keys(state: State, expected: State, layouts: Sequence[Layout], source: str) -> tuple[str, dict[str, Tensor]]:
+def _own_keys(state: State, expected: State, layouts: Sequence[Layout], heads: Sequence[str], source: str) -> tuple[str, dict[str, Tensor]]:
     """Recognise the layout of ``state`` and return its name and the weights under the model's own keys."""
-    if all(key in state and state[key].shape == value.shape for key, value in expected.items() if not key.endswith(_COUNTER)):
+    fits = all(key in state and state[key].shape == value.shape for key, value in expected.items() if not key.endswith(_COUNTER))
+    # What only a foreign layout has may be all that tells it apart: an auxiliary head, or a head of other names.
+    if fits and not any(key not in expected and not _inside(key, heads) for key in state):
         return "cnnkit", dict(state)
     for layout in layouts:
         if layout.matches and layout.convert and layout.matches(state.keys()):
