@@ -207,7 +207,7 @@ class ShiftwiseConv(nn.Module):
             if axis == 0:
                 small, small_bias = self._folded(self.small_kernel(), self.small_norm)
                 half = self.piece_size // 2
-                small.flatten(2)[..., small[0, 0].numel() // 2] += 1.0
+                small.view(self.active, 1, -1)[..., self.piece_size**self.dims // 2] += 1.0  # The shortcut.
                 kernel.narrow(2, ahead - half, self.piece_size).add_(small)
                 bias = bias + small_bias
             padding = [ahead if other == axis else self.piece_size // 2 for other in range(self.dims)]
