@@ -18,11 +18,19 @@ class SquaredReLU(nn.Module):
         return x.relu().square()
 
 
+class QuickGELU(nn.Module):
+    """``x sigmoid(1.702 x)``, the approximation of Hendrycks and Gimpel (2016), "Gaussian Error Linear Units"."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the function to every element."""
+        return x * torch.sigmoid(1.702 * x)
+
+
 class StarReLU(nn.Module):
     """``scale * relu(x)^2 + shift``: Yu et al. (2024), "MetaFormer Baselines for Vision".
 
-    Both scalars are learnt. They start where a standard normal comes out with mean 0 and variance 1: its squared
-    positive part has mean 1/2 and variance 5/4.
+    Both scalars are learnt. They start, as the paper derives, where a standard normal comes out with mean 0 and variance 1: its squared
+    positive part has mean 1/2 and variance 5/4. (The official code starts at 1 and 0.)
     """
 
     def __init__(self) -> None:
@@ -44,6 +52,7 @@ ACTS: dict[str, Callable[[], nn.Module]] = {
     "prelu": nn.PReLU,
     "elu": nn.ELU,
     "gelu": nn.GELU,
+    "quick_gelu": QuickGELU,
     "gelu_tanh": lambda: nn.GELU(approximate="tanh"),
     "silu": nn.SiLU,
     "mish": nn.Mish,
