@@ -1,6 +1,7 @@
 """A learnt bias of attention by relative position.
 
-Liu et al. (2021), "Swin Transformer: Hierarchical Vision Transformer using Shifted Windows". Every head has a table, with one axis per spatial dimension so that it can be resampled for another window::
+Liu et al. (2021), "Swin Transformer: Hierarchical Vision Transformer using Shifted Windows". Every head has a table, with
+one axis per spatial dimension so that it can be resampled for another window::
 
     bias[h, q, k] = table[h, k - q]
 """
