@@ -224,8 +224,14 @@ class Backbone(nn.Module):
         if not isinstance(stage, nn.Sequential) or not (recompute or args):
             return stage(x)
         for block in stage:
-            x = checkpoint(block, x, *args, use_reentrant=False) if recompute else block(x, *args)
+            x = self.run_block(block, x, *args)
         return x
+
+    def run_block(self, block: nn.Module, x: Tensor, *args: Any) -> Tensor:
+        """Apply one block, checkpointed while training if that was asked for; see :meth:`run_blocks`."""
+        if self.grad_checkpointing and self.training:
+            return checkpoint(block, x, *args, use_reentrant=False)
+        return block(x, *args)
 
 
 class FeaturePyramid(nn.Module):

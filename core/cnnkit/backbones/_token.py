@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
 from cnnkit.backbones._base import Backbone
 from cnnkit.errors import ConfigError, unknown
+from cnnkit.layers.nd import resize
 from cnnkit.layers.pool import GLOBAL_POOLS, GlobalPool, global_pool
 
 TOKEN_POOLS = ("token", *GLOBAL_POOLS)
+
+
+def fit_positions(table: Tensor, grid: Sequence[int]) -> Tensor:
+    """Resample learned positions linearly to another grid of tokens.
+
+    Shapes:
+        table: ``(1, *native grid, C)``; the result is ``(1, *grid, C)``, the table itself if the grids are equal.
+    """
+    if tuple(table.shape[1:-1]) == tuple(grid):
+        return table
+    return resize(table.movedim(-1, 1), grid).movedim(1, -1)
 
 
 class TokenPool(GlobalPool):
