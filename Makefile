@@ -40,5 +40,5 @@ clean:
 # Everything: all plugins, the optional parts, and what the tests compare against.
 .venv/.all: .venv/.python $(MANIFESTS)
 	@echo "Installing cnnkit, all plugins and the test tools into .venv"
-	$(PIP) -e '.[train,onnx,test,lint]' $(foreach name,$(PLUGINS),-e 'plugins/$(name)[test]')
+	$(PIP) -e '.[train,onnx,plot,test,lint]' $(foreach name,$(PLUGINS),-e 'plugins/$(name)[test]')
 	@touch $@ $(foreach name,$(PLUGINS),.venv/.$(name))

@@ -13,9 +13,10 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from cnnkit.backbones import INDEX
-from cnnkit.backbones._base import Family
+from cnnkit.backbones._base import Backbone, Family
 from cnnkit.count import count_params, on_meta
 from cnnkit.errors import RegistryError
 from cnnkit.registry import Entry, Registry
@@ -47,11 +48,20 @@ def families(folder: Path = INDEX.parent, names: Sequence[str] = ()) -> list[Fam
 
 
 def counted(entry: Entry) -> Entry:
-    """Return the entry with the parameters of the model that it builds with default arguments."""
+    """Return the entry with the parameters and the admitted sizes of the model that it builds with default arguments."""
     with on_meta():
         dims = 2 if 2 in entry.dims else entry.dims[0]
         model = entry.load()(dims=dims, **entry.args)
-    return dataclasses.replace(entry, params=count_params(model))
+    return dataclasses.replace(entry, params=count_params(model), sizes=admitted_sizes(model))
+
+
+def admitted_sizes(model: Backbone) -> dict[str, Any]:
+    """Return which input sizes a backbone admits, as :class:`Entry` states them: nothing where every size is."""
+    if model.fixed_size is not None:
+        return {"fixed": model.fixed_size}
+    stated = {"multiple": model.size_multiple, "least": model.min_size}
+    # A least side that is also the step says nothing more: no multiple is smaller.
+    return {key: value for key, value in stated.items() if value > 1 and not (key == "least" and value <= model.size_multiple)}
 
 
 def text(names: Sequence[str] = ()) -> str:

@@ -102,7 +102,7 @@ def find_lane(name: str) -> Lane:
     if name == "all":
         plugins = plugin_names()
         folders = [ROOT / "plugins" / plugin for plugin in plugins]
-        projects: dict[Path, tuple[str, ...]] = {ROOT: ("train", "onnx", "test"), **{folder: ("test",) for folder in folders}}
+        projects: dict[Path, tuple[str, ...]] = {ROOT: ("train", "onnx", "plot", "test"), **{folder: ("test",) for folder in folders}}
         return Lane(name, projects, tuple(plugins), (ROOT / "tests",))
     if name in plugin_names():
         folder = ROOT / "plugins" / name

@@ -54,6 +54,8 @@ class Entry:
         figures: What the paper printed for this variant.
         layouts: Foreign weight layouts that are understood, for example ``("timm",)``.
         params: Parameters of the 2-D model with its default arguments, counted by the index tool.
+        sizes: Input sizes that it admits, where not all, asked of that model by the index tool: ``multiple`` and ``least`` of every
+            side, or the ``fixed`` sides.
     """
 
     target: str
@@ -65,6 +67,7 @@ class Entry:
     figures: Figures = field(default_factory=Figures)
     layouts: tuple[str, ...] = ()
     params: int | None = None
+    sizes: Mapping[str, Any] = field(default_factory=dict)
 
     def load(self) -> Any:
         """Import and return the target."""
@@ -84,12 +87,13 @@ class Entry:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Entry:
-        """Rebuild an entry from :meth:`to_json`; lists in ``args`` become tuples."""
+        """Rebuild an entry from :meth:`to_json`; lists in ``args`` and ``sizes`` become tuples."""
         data = dict(data)
         data["figures"] = Figures(**data.get("figures", {}))
         data["dims"] = tuple(data.get("dims", (2,)))
         data["layouts"] = tuple(data.get("layouts", ()))
-        data["args"] = {key: _tupled(value) for key, value in data.get("args", {}).items()}
+        for key in ("args", "sizes"):
+            data[key] = {name: _tupled(value) for name, value in data.get(key, {}).items()}
         return cls(**data)
 
 

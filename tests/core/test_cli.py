@@ -126,6 +126,14 @@ def test_the_options_of_a_task_are_its_fields(toy):
         ("info convnext_tny", "did you mean 'convnext_tiny'"),
         ("info lost.ckpt", "lost.ckpt does not exist"),
         ("info a/lost.pt", "a/lost.pt does not exist"),
+        ("info convnext_tiny --plot out.gif", "out.gif has no known suffix; accepted: .png, .svg"),
+        ("info convnext_tiny --plot x.svg --size big", "--size 'big' is not a size"),
+        ("info convnext_tiny --plot x.svg --size 1,2,3", "--size has 3 sides and the model 2 dimensions"),
+        ("info convnext_tiny --plot x.svg --size 2", "input size (2, 2) does not fit convnext_tiny"),
+        ("info pvt_tiny --plot x.svg --size 20", "every side must be at least 32"),
+        ("info convnext_tiny --size 64", "add --plot out.png"),
+        ("info convnext_tny --plot x.svg", "did you mean 'convnext_tiny'"),
+        ("info toy --plot x.svg", "--plot draws backbones, and toy is none"),
         ("toy helo", "unknown command 'helo'; did you mean 'hello'"),
         ("export toy --ckpt x -o model.tflite", "model.tflite has no known suffix; accepted: .onnx"),
         ("train toy -o out --preset x", "unknown preset 'x'"),
@@ -233,13 +241,31 @@ def test_lists(toy):
 
 def test_info_explains_models_plugins_and_checkpoints(toy, toy_checkpoint):
     model = json.loads(CliRunner().invoke(cli, ["info", "convnext_tiny", "--json"]).output)
-    assert model["name"] == "convnext_tiny" and model["slug"] == "convnext" and model["parameters"] > 28e6 and model["paper"]
+    assert model["name"] == "convnext_tiny" and model["slug"] == "convnext" and model["paper"] == "A ConvNet for the 2020s"
+    assert model["published"] == {"parameters (M)": 28.59, "multiply-adds (G) at 224": 4.5, "quality": "82.1 top-1"}
+    assert model["counted here"] == {"parameters": 28589128, "multiply-adds (G) at 224": 4.5, "why they differ": ""}
+    assert model["dims"] == [1, 2, 3] and model["weights understood"] == ["cnnkit", "timm", "official", "torchvision"]
+    assert model["sizes"] == "any" and "2022" in model["reference"] and "depthwise7(x)" in model["idea"]
     text = CliRunner().invoke(cli, ["info", "convnext_tiny"]).output
-    assert "None" not in text and "parameters" in text
+    assert "None" not in text and "parameters" in text and model["idea"] in text and "why they differ" not in text
     plugin = json.loads(CliRunner().invoke(cli, ["info", "toy", "--json"]).output)
     assert plugin["models"] == {"toy/line": "A straight line."} and plugin["commands"] == ["cnnkit toy hello"] and plugin["missing"] == []
     text = CliRunner().invoke(cli, ["info", str(toy_checkpoint)]).output
     assert "labels" in text and "[" not in text.split("config")[0]
+
+
+def test_info_states_the_admitted_sizes():
+    from cnnkit.cli.info import _sizes
+
+    assert json.loads(CliRunner().invoke(cli, ["info", "pvt_tiny", "--json"]).output)["sizes"] == "every side at least 32"
+    assert _sizes({"multiple": 32, "least": 96}) == "every side a multiple of 32, every side at least 96"
+    assert _sizes({"fixed": (224, 192)}) == "224 x 192 only; img_size=... builds it for another"
+
+
+def test_info_finds_no_idea_where_there_is_no_source():
+    from cnnkit.cli.info import _docstring
+
+    assert _docstring("no_such_package.module:Class") == _docstring("cnnkit.no_such_module:Class") == ("", "")
 
 
 def test_info_of_a_file_that_is_no_checkpoint(tmp_path, capsys):
