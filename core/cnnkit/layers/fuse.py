@@ -40,6 +40,29 @@ def fold_batch_norm(linear: nn.Module, norm: nn.Module) -> tuple[Tensor, Tensor]
     return weight * scale.view(-1, *[1] * (weight.ndim - 1)), bias
 
 
+def fold_batch_norm_before(norm: nn.Module, linear: nn.Module) -> tuple[Tensor, Tensor]:
+    """Return weight and bias of the layer that equals ``linear(norm(x))`` in evaluation mode.
+
+    With ``s`` and ``t`` the scale and shift of the normalisation, ``W (s x + t) + b = (W s) x + (W t + b)``.
+
+    Args:
+        norm: The batch normalisation before the layer.
+        linear: A linear layer, or a convolution of one group without padding: zeros at a border would come after the normalisation.
+    """
+    weight: Any = linear.weight
+    affine: Any = norm
+    scale = (affine.running_var + affine.eps).rsqrt()
+    if affine.weight is not None:
+        scale = scale * affine.weight
+    shift = -affine.running_mean * scale
+    if affine.bias is not None:
+        shift = shift + affine.bias
+    bias: Any = weight.flatten(2).sum(-1) @ shift if weight.ndim > 2 else weight @ shift
+    if linear.bias is not None:
+        bias = bias + linear.bias
+    return weight * scale.view(1, -1, *[1] * (weight.ndim - 2)), bias
+
+
 def merge_branches(model: nn.Module) -> int:
     """Replace every module that has a method ``merged`` by what it returns, and return how many there were."""
     number = 0
