@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -184,15 +184,17 @@ class UNet(nn.Module):
         encoder: Name of a core backbone that takes the place of the strided convolutions; ``strides``,
             ``kernel_sizes`` and ``residual`` must then be left at their defaults. Where its first features are
             coarser than the input, the skip at full resolution comes from a stage of convolutions on the input.
+        encoder_args: Further arguments of the backbone.
 
     Shapes:
-        input: ``(B, in_chans, *spatial)``. Sides that the network's strides do not divide are padded with zeros at
-            their far end, and the output is cropped.
+        input: ``(B, in_chans, *spatial)``. Sides that the network's strides do not divide, or that its encoder does not
+            admit, are padded with zeros at their far end, and the output is cropped.
         output: logits ``(B, num_classes, *spatial)``; in training with deep supervision a list of logits, full
             resolution first, each side divided by the strides and rounded up.
 
     Raises:
-        ConfigError: If the numbers of stages differ, the first stride is not 1, or an argument does not go with ``encoder``.
+        ConfigError: If the numbers of stages differ, the first stride is not 1, an argument does not go with ``encoder``, or that
+            backbone has no pyramid that a decoder could climb.
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = (
@@ -216,6 +218,7 @@ class UNet(nn.Module):
         residual: bool = False,
         deep_supervision: bool = True,
         encoder: str | None = None,
+        encoder_args: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.dims = nd.check_dims(dims)
@@ -224,7 +227,10 @@ class UNet(nn.Module):
         stage = partial(ConvStage, dims, convs=convs_per_stage, norm=norm, act=act, bias=conv_bias)
         self.stem: ConvStage | None = None
         self.encoder: nn.Module
+        step, self.least = 1, 1
         if encoder is None:
+            if encoder_args:
+                raise ConfigError("encoder_args are of a backbone: name it by encoder, or leave them out")
             scales = self._per_stage("strides", strides, (1,) + (2,) * (len(channels) - 1), len(channels))
             kernels = self._per_stage("kernel_sizes", kernel_sizes, (3,) * len(channels), len(channels))
             if set(scales[0]) != {1}:
@@ -238,8 +244,9 @@ class UNet(nn.Module):
         else:
             if strides is not None or kernel_sizes is not None or residual:
                 raise ConfigError(f"strides, kernel_sizes and residual are of the plain encoder; {encoder!r} has its own")
-            pyramid = cast(FeaturePyramid, create_model(encoder, dims=dims, in_chans=in_chans, features_only=True))
+            pyramid = _pyramid(encoder, dims, in_chans, encoder_args or {})
             self.encoder = pyramid
+            step, self.least = pyramid.backbone.size_multiple, pyramid.backbone.min_size
             skips, reductions = tuple(pyramid.channels), pyramid.reductions
             if reductions[0] > 1:
                 self.stem = stage(in_chans, channels[0])
@@ -251,7 +258,7 @@ class UNet(nn.Module):
         levels = len(skips) - 1
         widths = (*channels[:levels], skips[-1])
         self.scales = scales
-        self.multiple = tuple(math.prod(axis) for axis in zip(*scales, strict=True))
+        self.multiple = tuple(math.lcm(math.prod(axis), step) for axis in zip(*scales, strict=True))
         self.decoder = nn.ModuleList(
             UpStage(
                 widths[level + 1],
@@ -297,7 +304,8 @@ class UNet(nn.Module):
         single = all(side <= multiple for side, multiple in zip(size, self.multiple, strict=True))
         if single and self.norm == "instance" and isinstance(self.encoder, ConvEncoder):
             raise ValueError(f"instance normalisation at the deepest stage needs a side longer than {self.multiple}, got {tuple(size)}")
-        padding = [-side % multiple for side, multiple in zip(size, self.multiple, strict=True)]
+        whole = [-(-max(side, self.least) // multiple) * multiple for side, multiple in zip(size, self.multiple, strict=True)]
+        padding = [to - side for side, to in zip(size, whole, strict=True)]
         if not any(padding):
             return x
         return F.pad(x, [amount for far in reversed(padding) for amount in (0, far)])
@@ -311,6 +319,26 @@ class UNet(nn.Module):
                     output = output.narrow(axis, 0, side)
             cropped.append(output)
         return cropped
+
+
+def _pyramid(name: str, dims: int, in_chans: int, args: Mapping[str, Any]) -> FeaturePyramid:
+    """Build a backbone whose levels a decoder can climb: every resolution a whole multiple of the last, at any size of the input.
+
+    Raises:
+        ConfigError: If it is none, saying why.
+    """
+    pyramid = cast(FeaturePyramid, create_model(name, dims=dims, in_chans=in_chans, features_only=True, **args))
+    backbone = pyramid.backbone
+    wrong = ""
+    if backbone.fixed_size is not None:
+        wrong = f"it takes inputs of {' x '.join(map(str, backbone.fixed_size))} alone, and a U-Net those of any size"
+    elif len(set(pyramid.reductions)) == 1:
+        wrong = f"all its features are of one resolution, 1/{pyramid.reductions[0]} of the input, so there is nothing to climb"
+    elif backbone.size_slack:
+        wrong = "its unpadded convolutions make its levels smaller than the decoder's; with encoder_args: {aligned: true} it pads them"
+    if wrong:
+        raise ConfigError(f"{name!r} cannot be the encoder of a U-Net: {wrong}. 'cnnkit list backbones' shows the others.")
+    return pyramid
 
 
 def _he_init(module: nn.Module) -> None:
