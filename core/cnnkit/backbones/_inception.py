@@ -134,6 +134,11 @@ class Mixed(nn.Module):
         return torch.cat(outputs, 1)
 
 
+def numbered(branches: Iterable[nn.Module]) -> list[list[dict[str, nn.Module]]]:
+    """Return branches of one module each for :class:`Mixed`, under the names ``branch0``, ``branch1`` and so on."""
+    return [[{f"branch{index}": branch}] for index, branch in enumerate(branches)]
+
+
 @dataclass(frozen=True)
 class Parts:
     """Makes the parts of one network.
