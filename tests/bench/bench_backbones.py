@@ -1,10 +1,10 @@
 """Time the forward pass of every backbone family against timm's: same cores, same weights, same images, batch 1 and 8.
 
-Of each family the smallest published variant that timm has, at the input size of its paper; channels-first float32, no gradients. Ours
-is fused (``model.fuse()``); timm's is run as its users run it (``create_model(...).eval()``). The two take turns, and the minimum of each
-counts. Targets: every ratio at most 1.05, the geometric mean at most 0.95; exit status 1 if one is missed::
+Of each family the smallest published variant that timm has, at the input size of its paper; channels-first float32 in inference mode.
+Ours is fused (``model.fuse()``); timm's is run as its users run it (``create_model(...).eval()``). The two take turns, and the minimum of
+each counts. Targets: every ratio at most 1.05, the geometric mean at most 0.95; exit status 1 if one is missed::
 
-    python tests/bench/bench_backbones.py --family resnet convnext
+    python tests/bench/bench_backbones.py --families resnet,convnext
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 import timm
 import torch
 from cnnkit.backbones import create_model, list_models, model_entry
-from cnnkit.errors import CheckpointError
+from cnnkit.errors import CheckpointError, unknown
 from torch import Tensor, nn
 
 EACH, MEAN = 1.05, 0.95
@@ -73,19 +73,22 @@ def compare(ours: nn.Module, theirs: nn.Module, x: Tensor, seconds: float) -> tu
     return best[ours], best[theirs]
 
 
-@torch.no_grad()
 def main() -> int:
     """Time the families and print one table of ratios; 1 if a target is missed."""
     known = sorted({model_entry(name).family for name in list_models(dims=2)} - {""})
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--family", nargs="+", default=known, metavar="NAME", help="only these families")
+    parser.add_argument("--families", default=known, type=lambda text: text.split(","), metavar="NAME,...", help="only these families")
     parser.add_argument("--seconds", type=float, default=1.5, help="time for each case")
+    parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
+    for family in set(options.families) - set(known):
+        parser.error(unknown("family", family, known))
+    torch.set_num_threads(options.threads)
     print(f"forward pass, float32, {torch.get_num_threads()} threads, timm {timm.__version__}; milliseconds, minimum of at least {LEAST}")
     print(f"{'family':<22} {'variant':<28} {'size':>5}" + "".join(f" {f'ours x{n}':>9} {f'timm x{n}':>9} {'ratio':>6}" for n in BATCHES))
     ratios: dict[str, list[float]] = {}
     unequal, without = [], []
-    for family in options.family:
+    for family in options.families:
         found = pair(family)
         if found is None:
             without.append(family)
@@ -93,11 +96,12 @@ def main() -> int:
         name, ours, theirs, size = found
         x = torch.randn(max(BATCHES), 3, *size, generator=torch.Generator().manual_seed(0))
         ours.fuse()
-        if not same(ours, theirs, x[:1]):
-            unequal.append(name)
+        with torch.inference_mode():
+            if not same(ours, theirs, x[:1]):
+                unequal.append(name)
+            pairs = [compare(ours, theirs, x[:batch], options.seconds) for batch in BATCHES]
         row = f"{family:<22} {name:<28} {size[0]:>5}"
-        for batch in BATCHES:
-            mine, their = compare(ours, theirs, x[:batch], options.seconds)
+        for mine, their in pairs:
             ratios.setdefault(family, []).append(mine / their)
             row += f" {1000 * mine:>9.1f} {1000 * their:>9.1f} {mine / their:>6.2f}"
         print(row, flush=True)
