@@ -124,7 +124,7 @@ class ConvMixer(Backbone):
 FAMILY = Family(
     name="convmixer",
     cls=ConvMixer,
-    small=("convmixer_1536_20", {"width": 64, "depth": 4, "kernel_size": 5, "patch_size": 2}),
+    small=("convmixer_1536_20", {"width": 64, "depth": 4, "kernel_size": 5, "patch_size": 4}),
     small_size=32,
     paper="convmixer",
     summary="Patches, then depthwise and pointwise convolutions at one resolution (Trockman and Kolter, 2023).",
