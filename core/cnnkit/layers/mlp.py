@@ -43,7 +43,7 @@ class Mlp(nn.Module):
         else:
             self.fc1 = nn.Linear(channels, hidden, bias=bias)
             self.fc2 = nn.Linear(hidden, out_channels, bias=bias)
-        self.act = get_act(act)
+        self.act = get_act(act, inplace=True)  # Nothing else reads what the first map returns.
         self.drop = nn.Dropout(drop)
 
     def forward(self, x: Tensor) -> Tensor:
