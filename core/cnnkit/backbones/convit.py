@@ -26,9 +26,9 @@ from cnnkit.backbones._base import Family, FeatureInfo, Figures, Layout, Variant
 from cnnkit.backbones._token import TokenBackbone, fit_positions
 from cnnkit.errors import ConfigError
 from cnnkit.layers.attention import Attention, attend, join_heads, split_heads
-from cnnkit.layers.drop import DropPath, drop_path_rates
-from cnnkit.layers.mlp import Mlp
+from cnnkit.layers.drop import drop_path_rates
 from cnnkit.layers.nd import conv, tupled
+from cnnkit.layers.transformer import TransformerBlock
 
 
 class GatedPositionalAttention(nn.Module):
@@ -93,33 +93,6 @@ class GatedPositionalAttention(nn.Module):
         gate = self.gating_param.sigmoid()[:, None, None]
         mixed = content + gate * (position.reshape(content.shape) - content)
         return self.proj(join_heads(mixed)).view(x.shape)
-
-
-class ConViTBlock(nn.Module):
-    """Attention and a perceptron, each with a normalisation before and a shortcut around it.
-
-    Shapes:
-        x: As the attention takes it; the result has the same shape.
-
-    Args:
-        channels: Features of a token.
-        attention: The attention.
-        mlp_ratio: Hidden width of the perceptron by ``channels``.
-        drop_path: Probability that a branch is dropped while training.
-    """
-
-    def __init__(self, channels: int, attention: nn.Module, *, mlp_ratio: float = 4.0, drop_path: float = 0.0) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(channels, eps=1e-6)
-        self.attn = attention
-        self.norm2 = nn.LayerNorm(channels, eps=1e-6)
-        self.mlp = Mlp(channels, int(channels * mlp_ratio))
-        self.drop_path = DropPath(drop_path)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply the block."""
-        x = x + self.drop_path(self.attn(self.norm1(x)))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
 def _without_bias(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -197,7 +170,7 @@ class ConViT(TokenBackbone):
             attention: nn.Module = Attention(width, heads=heads, qkv_bias=False)
             if index < local_layers:
                 attention = GatedPositionalAttention(width, heads=heads, locality=locality, dims=dims)
-            self.blocks.append(ConViTBlock(width, attention, mlp_ratio=mlp_ratio, drop_path=rate))
+            self.blocks.append(TransformerBlock(width, attention, mlp_ratio=mlp_ratio, drop_path=rate))
             self.feature_info.append({"num_chs": width, "reduction": patch_size, "module": f"blocks.{index}"})
         self.norm: nn.Module = nn.LayerNorm(width, eps=1e-6)
         self.head: nn.Module = self.new_classifier(num_classes)
