@@ -88,7 +88,7 @@ def test_commands_run(readme: str, folder: Path) -> None:
         assert words[0] in ("cnnkit", "python", "make", "pip"), line
         if words[0] in ("make", "pip") or "--example" in words or "foo" in words[1:3] or line.startswith("python tools"):
             continue  # CI runs make; pip needs the network; the example and `new plugin` have tests of their own.
-        done = subprocess.run(shrunk(words), cwd=folder, capture_output=True, text=True, check=False)
+        done = subprocess.run(shrunk(words), cwd=folder, capture_output=True, encoding="utf-8", check=False)
         assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
 
 

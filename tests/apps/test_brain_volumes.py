@@ -55,7 +55,7 @@ def scans(tmp_path_factory):
 
 def run(scans, output, *options):
     command = [sys.executable, str(SCRIPT), str(scans), "-o", str(output), "--device", "cpu", *options]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, capture_output=True, encoding="utf-8", timeout=120, check=False)
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +155,7 @@ def test_page_shows_the_overlays(output):
             assert shown.size == (int(attrs["width"]), int(attrs["height"]))
             small = overlay.convert("RGB").resize(shown.size, Image.Resampling.LANCZOS)
             difference = np.abs(np.asarray(shown.convert("RGB"), float) - np.asarray(small, float)).mean()
-        assert difference < 3  # Of 255 levels; another scan's overlay is more than 20 away.
+        assert difference < 6  # Of 255 levels, for the loss of WebP; another scan's overlay is more than 20 away.
         assert row["scan"] in attrs["alt"] and f"{float(row['grey_matter_ml']):.1f} ml" in attrs["alt"]
 
 

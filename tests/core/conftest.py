@@ -43,6 +43,6 @@ def fresh():
         environment["PYTHONPATH"] = os.pathsep.join([*map(str, path), *filter(None, [os.environ.get("PYTHONPATH")])])
         environment.update(env or {})
         command = [sys.executable, "-c", code, *map(str, args)]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+        return subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", timeout=120)
 
     return run

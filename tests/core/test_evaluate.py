@@ -158,4 +158,4 @@ def test_a_task_may_adopt_foreign_weights(tmp_path, installed, monkeypatch):
 def test_what_the_command_line_imports_brings_no_torch():
     names = ", ".join(f"cnnkit.engine.{name}" for name in ("config", "fit", "evaluate", "load", "resume", "device", "optim", "curves"))
     code = f"import sys, {names}; print(*{{'torch', 'lightning', 'numpy', 'yaml', 'pydantic'}} & set(sys.modules))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == ""
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True).stdout.strip() == ""

@@ -76,7 +76,7 @@ def test_two_processes_equal_one(tmp_path):
     script.write_text(SCRIPT)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CNNKIT_TEST_TASK": str(HERE), "MASTER_ADDR": "127.0.0.1"}
     command = [sys.executable, script, "train", "--devices", "2", "-o", tmp_path / "two"]
-    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False)
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, encoding="utf-8", timeout=200, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("done") == 2  # Each process comes to the end.
     assert len([line for line in done.stderr.splitlines() if line.startswith("epoch ")]) == 3, done.stderr

@@ -57,7 +57,7 @@ def env(project, tmp_path_factory) -> dict[str, str]:
 
 
 def run(words: list[str], env: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, *words], env=env, capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run([sys.executable, *words], env=env, capture_output=True, encoding="utf-8", timeout=300, check=False)
 
 
 def test_every_file_is_written_and_no_placeholder_is_left(project):
