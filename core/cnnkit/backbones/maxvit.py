@@ -327,7 +327,8 @@ def _variants(name: str) -> dict[str, Variant]:
 FAMILY = Family(
     name="maxvit",
     cls=MaxViT,
-    small=("maxvit_tiny_tf_224", {"depths": (1, 1, 2, 1), "widths": (8, 16, 16, 24), "stem_width": 8, "partition_size": 2, "head_dim": 8}),
+    small=("maxvit_tiny_tf_224", {"depths": (1, 2), "widths": (16, 24), "stem_width": 8, "partition_size": 2, "head_dim": 8}),
+    small_size=32,
     paper="maxvit",
     summary="Inverted bottlenecks with attention in windows and on a sparse grid (Tu et al., 2022).",
     variants={variant: found for name in _PAPER for variant, found in _variants(name).items()}

@@ -6,9 +6,11 @@ dimensions. The grid partition is that of Tu et al. (2022), "MaxViT: Multi-Axis 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -86,3 +88,71 @@ def wrapped_pairs(window: Sequence[int], shift: Sequence[int], last: Sequence[bo
     sides = [(torch.arange(w, device=device) >= w - s) & is_last for w, s, is_last in zip(window, shift, last, strict=True)]
     wrapped = torch.stack(torch.meshgrid(*sides, indexing="ij")).flatten(1)
     return (wrapped[:, :, None] != wrapped[:, None, :]).any(0)
+
+
+def map_by_mask(windows: Tensor, shift: Sequence[int], function: Callable[[Tensor, tuple[bool, ...]], Tensor]) -> Tensor:
+    """Apply a function to the windows in groups that share the pairs of :func:`wrapped_pairs`.
+
+    All windows but the last along a shifted axis have the same pairs, so there are at most ``2^dims`` groups; a mask for each
+    window by itself would be a large tensor.
+
+    Args:
+        windows: Windows of :func:`partition`, ``(B, *grid, N, C)``.
+        shift: Cyclic shift along each axis.
+        function: Takes ``(B, *part of the grid, N, C)`` and whether the group is the last one along each axis; keeps all but ``C``.
+    """
+
+    def descend(group: Tensor, last: tuple[bool, ...]) -> Tensor:
+        axis = len(last) + 1
+        if axis > len(shift):
+            return function(group, last)
+        if not shift[axis - 1]:
+            return descend(group, (*last, False))
+        inner, outer = group.split((group.shape[axis] - 1, 1), dim=axis)
+        return torch.cat([descend(inner, (*last, False)), descend(outer, (*last, True))], dim=axis)
+
+    return descend(windows, ())
+
+
+def pad_to_multiple(x: Tensor, multiples: Sequence[int], *, first: int) -> Tensor:
+    """Pad consecutive axes with zeros at their far ends, so that their lengths become multiples.
+
+    Args:
+        x: Any tensor.
+        multiples: One for each axis.
+        first: Position of the first of the axes.
+    """
+    fill = [-x.shape[first + axis] % multiple for axis, multiple in enumerate(multiples)]
+    if not any(fill):
+        return x
+    behind = (0, 0) * (x.ndim - first - len(multiples))
+    return F.pad(x, (*behind, *itertools.chain.from_iterable((0, f) for f in reversed(fill))))
+
+
+def in_windows(
+    x: Tensor, window: Sequence[int], shifted: bool, function: Callable[[Tensor, tuple[int, ...], tuple[int, ...]], Tensor]
+) -> Tensor:
+    """Cut a channels-last grid of any size into windows, apply a function to them, and join what it returns.
+
+    Zeros at the far ends fill the last windows up. A window is never larger than the grid, and a grid that is no larger than
+    the window is not shifted.
+
+    Args:
+        x: The grid, ``(B, *spatial, C)``.
+        window: Side lengths of a window.
+        shifted: Whether windows begin half a window further on; the grid is rolled, and its two ends meet in the last windows.
+        function: Takes the windows ``(B, *grid, N, C)``, their side lengths and the shift; returns the same shape.
+    """
+    size = x.shape[1:-1]
+    window = tuple(min(w, s) for w, s in zip(window, size, strict=True))
+    shift = tuple(w // 2 if shifted and s > w else 0 for w, s in zip(window, size, strict=True))
+    axes = tuple(range(1, len(size) + 1))
+    x = pad_to_multiple(x, window, first=1)
+    if any(shift):
+        x = torch.roll(x, [-s for s in shift], axes)
+    x = unpartition(function(partition(x, window), window, shift), window)
+    if any(shift):
+        x = torch.roll(x, shift, axes)
+    for axis, side in zip(axes, size, strict=True):
+        x = x.narrow(axis, 0, side)
+    return x
