@@ -179,7 +179,9 @@ def killed(tmp_path_factory):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     script = folder / "killed.py"
     script.write_text(KILLED)
-    done = subprocess.run([sys.executable, script, HERE, folder], env=environment, capture_output=True, encoding="utf-8", timeout=100, check=False)
+    done = subprocess.run(
+        [sys.executable, script, HERE, folder], env=environment, capture_output=True, encoding="utf-8", timeout=100, check=False
+    )
     assert done.stdout.split() == ["mid", "9", "mid_ema", "9", "between", "9", "before", "9"], done.stderr
     return folder
 
