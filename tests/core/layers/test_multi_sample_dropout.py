@@ -100,7 +100,7 @@ def test_only_the_head_costs_more():
 
 
 def epochs_to(goal: float, samples: int, seed: int, limit: int = 10) -> int:
-    """Train a perceptron with dropout on digits; return the first epoch with this accuracy on images that it does not see, or one more than the limit."""
+    """Train a perceptron on digits; return the first epoch with this accuracy on unseen images, or one more than the limit."""
     from sklearn.datasets import load_digits
 
     data = load_digits()
