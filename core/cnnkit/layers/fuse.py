@@ -134,6 +134,9 @@ def foldable_pairs(model: nn.Module, example: Tensor) -> list[tuple[str, str]]:
 def fuse(model: nn.Module, example: Tensor) -> nn.Module:
     """Merge branches and fold batch normalisations in place, for inference, and return the model.
 
+    Weights of 2-D convolutions become channels-last in memory, and with them every map that follows: the kernels for processors then need
+    no copies into and out of blocked layouts, which takes up to half of the time. Shapes and values stay the same.
+
     Args:
         model: A model; it must be in evaluation mode.
         example: An input that it accepts; a batch of one is enough.
@@ -151,4 +154,7 @@ def fuse(model: nn.Module, example: Tensor) -> nn.Module:
         linear.weight = nn.Parameter(weight)
         linear.bias = nn.Parameter(bias)
         model.set_submodule(norm_name, nn.Identity())
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model

@@ -108,3 +108,18 @@ def test_branches_are_merged_first_so_that_what_follows_folds():
 def test_training_mode_is_refused():
     with pytest.raises(ValueError, match="eval"):
         create_small("resnet").train().fuse()
+
+
+@torch.no_grad()
+def test_maps_of_a_fused_model_are_channels_last_in_memory_and_its_files_are_not(tmp_path):
+    from cnnkit.checkpoint import Header, load_checkpoint, save_checkpoint
+
+    model, x = settled(create_small("resnet", num_classes=3)), torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    expected, plain = model(x), model.forward_features(x)
+    fused = model.fuse()
+    features = fused.forward_features(x)
+    assert plain.is_contiguous() and features.is_contiguous(memory_format=torch.channels_last) and not features.is_contiguous()
+    torch.testing.assert_close(fused(x), expected, rtol=1e-10, atol=1e-10)
+    save_checkpoint(tmp_path / "fused.ckpt", fused.state_dict(), Header(task="backbone", model="resnet"))
+    stored = load_checkpoint(tmp_path / "fused.ckpt")[1]
+    assert all(torch.equal(stored[key], tensor) and stored[key].is_contiguous() for key, tensor in fused.state_dict().items())
