@@ -57,7 +57,7 @@ class GlobalLocalFilter(nn.Module):
     def filter(self, size: Sequence[int]) -> Tensor:
         """Return the factors of the frequencies of a map, ``(channels / 2, *size[:-1], size[-1] // 2 + 1)``, complex."""
         frequencies = (*size[:-1], size[-1] // 2 + 1)
-        weight: Tensor = self.complex_weight
+        weight = self.complex_weight.to(torch.promote_types(self.complex_weight.dtype, torch.float32))
         if tuple(weight.shape[1:-1]) != frequencies:
             parts = weight.movedim(-1, 0)
             weight = nn.functional.interpolate(parts, frequencies, mode=LINEAR_MODE[len(size)], align_corners=True).movedim(0, -1)
@@ -66,11 +66,12 @@ class GlobalLocalFilter(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Filter both halves."""
         local, whole = self.pre_norm(x).chunk(2, dim=1)
+        local = self.dw(local)
         size, axes = whole.shape[2:], tuple(range(2, x.ndim))
         # There are no transforms in half precision for every size and device.
-        spectrum = torch.fft.rfftn(whole.to(self.complex_weight.dtype), dim=axes, norm="ortho")
-        whole = torch.fft.irfftn(spectrum * self.filter(size), s=size, dim=axes, norm="ortho").to(x.dtype)
-        return self.post_norm(torch.stack((self.dw(local), whole), dim=2).flatten(1, 2))
+        spectrum = torch.fft.rfftn(whole.to(torch.promote_types(whole.dtype, torch.float32)), dim=axes, norm="ortho")
+        whole = torch.fft.irfftn(spectrum * self.filter(size), s=size, dim=axes, norm="ortho").to(local.dtype)
+        return self.post_norm(torch.stack((local, whole), dim=2).flatten(1, 2))
 
 
 class GnConv(nn.Module):

@@ -208,6 +208,20 @@ def test_a_stacked_input_equals_a_slice(name, dims):
     torch.testing.assert_close(deep(stacked), flat(x), rtol=1e-9, atol=1e-9)
 
 
+@torch.no_grad()
+def test_half_precision_is_close_as_a_model_and_under_autocast():
+    """The transforms are computed in single precision then; there are none in half."""
+    model = randomise(create_model("hornet_tiny_gf", num_classes=5, **SMALL))
+    x = image((64, 64)).float()
+    expected = model(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = [model(x)]
+    found.append(model.bfloat16()(x.bfloat16()))
+    for half in found:
+        assert half.dtype == torch.bfloat16
+        assert (half.float() - expected).abs().max() < 0.1 * expected.abs().max()
+
+
 def test_a_pyramid_of_fewer_levels_keeps_nothing_of_the_later_ones():
     pyramid = FeaturePyramid(create_model("hornet_tiny_gf", **SMALL), (0, 1))
     pyramid(image((64, 64)).float())[-1].sum().backward()
