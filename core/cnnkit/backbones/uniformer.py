@@ -8,6 +8,9 @@ computed from content and global. Early stages, whose tokens differ little from 
 ``DPE`` is a depthwise 3x3 convolution, which tells positions at any input size. ``MHRA`` is a depthwise 5x5 convolution between two
 1x1 convolutions (stages 1 and 2, with batch normalisation) or multi-head attention (stages 3 and 4, with layer normalisation).
 
+At the sizes of dense tasks attention among all tokens is costly; the third stage can attend within windows, all its blocks
+(``global_every=0``) or, as the paper prefers, three of four (``global_every=4``). The weights are the same.
+
 In three dimensions the model is that of volumes, or with ``video=True`` the paper's own for clips: time is the first axis, halved by
 the first embedding alone, and ``reduction`` in ``feature_info`` is that of the other two. :func:`inflate` turns weights of images into
 weights of clips.
@@ -27,6 +30,7 @@ from cnnkit.layers.drop import DropPath, drop_path_rates
 from cnnkit.layers.mlp import Mlp
 from cnnkit.layers.nd import batch_norm, conv
 from cnnkit.layers.norm import LayerNormNd
+from cnnkit.layers.window import in_windows
 
 
 class LocalBlock(nn.Module):
@@ -68,7 +72,7 @@ class LocalBlock(nn.Module):
 
 
 class GlobalBlock(nn.Module):
-    """A block whose affinities are computed from content, among all tokens: attention.
+    """A block whose affinities are computed from content, among all tokens or those of a window: attention.
 
     Shapes:
         x: ``(B, channels, *spatial)``; the result has the same shape.
@@ -76,6 +80,7 @@ class GlobalBlock(nn.Module):
     Args:
         channels: Number of channels.
         heads: Attention heads; they divide ``channels``.
+        window: Side of the windows in which tokens attend to each other; 0 for all tokens.
         dims: Number of spatial dimensions.
         mlp_ratio: Hidden width of the perceptron by ``channels``.
         layer_scale: Start of both branches' scales; ``None`` leaves them out.
@@ -83,9 +88,18 @@ class GlobalBlock(nn.Module):
     """
 
     def __init__(
-        self, channels: int, *, heads: int, dims: int = 2, mlp_ratio: float = 4.0, layer_scale: float | None = None, drop_path: float = 0.0
+        self,
+        channels: int,
+        *,
+        heads: int,
+        window: int = 0,
+        dims: int = 2,
+        mlp_ratio: float = 4.0,
+        layer_scale: float | None = None,
+        drop_path: float = 0.0,
     ) -> None:
         super().__init__()
+        self.window = (window,) * dims if window else None
         self.pos_embed = conv(dims)(channels, channels, 3, padding=1, groups=channels)
         self.norm1 = nn.LayerNorm(channels, eps=1e-6)
         self.attn = Attention(channels, heads=heads)
@@ -99,7 +113,11 @@ class GlobalBlock(nn.Module):
         """Apply the block."""
         x = x + self.pos_embed(x)
         grid, x = x.shape[2:], x.flatten(2).mT
-        branch = self.attn(self.norm1(x))
+        branch = self.norm1(x)
+        if self.window is None:
+            branch = self.attn(branch)
+        else:  # Zeros that fill up the last windows are tokens too, as in the paper's own code.
+            branch = in_windows(branch.unflatten(1, grid), self.window, False, lambda tokens, *_: self.attn(tokens)).flatten(1, -2)
         x = x + self.drop_path(branch if self.gamma_1 is None else self.gamma_1 * branch)
         branch = self.mlp(self.norm2(x))
         x = x + self.drop_path(branch if self.gamma_2 is None else self.gamma_2 * branch)
@@ -208,6 +226,8 @@ class UniFormer(Backbone):
         layer_scale: Start of the branches' scales by stage; ``None`` leaves them out.
         token_head: Add a classifier of every token, whose largest score by class counts half beside that of the image: what a
             training with labels of tokens makes (Jiang et al., 2021, "All Tokens Matter").
+        global_every: In the third stage, every so many blocks attend to all tokens and the others within windows; 0 for windows alone.
+        window_size: Side of these windows.
         video: The first of three axes is time.
         dims: Number of spatial dimensions: 1, 2 or 3.
         in_chans: Channels of the input.
@@ -235,6 +255,8 @@ class UniFormer(Backbone):
         conv_embed: bool = False,
         layer_scale: Sequence[float | None] = (None, None, None, None),
         token_head: bool = False,
+        global_every: int = 1,
+        window_size: int = 14,
         video: bool = False,
         dims: int = 2,
         in_chans: int = 3,
@@ -263,12 +285,22 @@ class UniFormer(Backbone):
                 time = ("keep" if index else "halve") if video else ""
                 embed = PatchEmbedding(before, width, patch_size=2 if index else 4, dims=dims, time=time)
             blocks: list[nn.Module] = []
-            for rate in rates:
+            for number, rate in enumerate(rates, start=1):
+                scale = layer_scale[index]
                 if index < 2:
-                    blocks.append(LocalBlock(width, dims=dims, mlp_ratio=mlp_ratio, layer_scale=layer_scale[index], drop_path=rate))
+                    blocks.append(LocalBlock(width, dims=dims, mlp_ratio=mlp_ratio, layer_scale=scale, drop_path=rate))
                 else:
-                    heads, scale = width // head_dim, layer_scale[index]
-                    blocks.append(GlobalBlock(width, heads=heads, dims=dims, mlp_ratio=mlp_ratio, layer_scale=scale, drop_path=rate))
+                    everywhere = index == 3 or (global_every and number % global_every == 0)
+                    block = GlobalBlock(
+                        width,
+                        heads=width // head_dim,
+                        window=0 if everywhere else window_size,
+                        dims=dims,
+                        mlp_ratio=mlp_ratio,
+                        layer_scale=scale,
+                        drop_path=rate,
+                    )
+                    blocks.append(block)
             # The names of the paper's own code, which holds stages side by side.
             self.add_module(f"patch_embed{index + 1}", embed)
             self.add_module(f"blocks{index + 1}", nn.Sequential(*blocks))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from cnnkit.backbones import create_model, list_models
@@ -126,7 +128,9 @@ def test_heads_of_attention():
         assert head_dims == {32 if name == "uniformer_small_plus" else 64}
 
 
-def plain(state: dict[str, Tensor], x: Tensor, *, depths, head_dim: int) -> tuple[list[Tensor], Tensor]:
+def plain(
+    state: dict[str, Tensor], x: Tensor, *, depths, head_dim: int, window: int = 0, global_every: int = 1
+) -> tuple[list[Tensor], Tensor]:
     """The model in elementary operations on the paper's keys; returns the levels and the logits."""
     dims = x.ndim - 2
     conv = CONV[dims]
@@ -161,7 +165,8 @@ def plain(state: dict[str, Tensor], x: Tensor, *, depths, head_dim: int) -> tupl
             x = batch_norm(convolve(x, f"{embed}.proj.0", stride=2, padding=1), f"{embed}.proj.1")
             if stage == 1:
                 x = batch_norm(convolve(F.gelu(x), f"{embed}.proj.3", stride=2, padding=1), f"{embed}.proj.4")
-        for name in (f"blocks{stage}.{index}" for index in range(depth)):
+        for index in range(depth):
+            name = f"blocks{stage}.{index}"
             width = x.shape[1]
             x = x + convolve(x, f"{name}.pos_embed", padding=1, groups=width)
             if stage < 3:
@@ -171,10 +176,23 @@ def plain(state: dict[str, Tensor], x: Tensor, *, depths, head_dim: int) -> tupl
                 x = x + scale(y, f"{name}.gamma_2")
             else:
                 grid, tokens = x.shape[2:], x.flatten(2).transpose(1, 2)
-                mixed = linear(layer_norm(tokens, f"{name}.norm1", 1e-6), f"{name}.attn.qkv")
-                query, key, value = mixed.view(*mixed.shape[:2], 3, -1, head_dim).unbind(2)
-                affinity = (torch.einsum("bnhd,bmhd->bhnm", query, key) / head_dim**0.5).softmax(-1)
-                y = torch.einsum("bhnm,bmhd->bnhd", affinity, value).flatten(2)
+                mixed = layer_norm(tokens, f"{name}.norm1", 1e-6)
+                windows = [(slice(None),) * dims]
+                if stage == 3 and not (global_every and (index + 1) % global_every == 0):
+                    windows = list(itertools.product(*([slice(at, at + window) for at in range(0, side, window)] for side in grid)))
+                y = torch.zeros_like(mixed).unflatten(1, grid)
+                for part in windows:
+                    inside = mixed.unflatten(1, grid)[(slice(None), *part)]
+                    size = inside.shape[1:-1]
+                    if len(windows) > 1:  # Full of zeros at the far ends.
+                        inside = F.pad(inside, (0, 0, *(n for side in reversed(size) for n in (0, window - side))))
+                    filled = inside.shape[1:-1]
+                    made = linear(inside.flatten(1, -2), f"{name}.attn.qkv")
+                    query, key, value = made.view(*made.shape[:2], 3, -1, head_dim).unbind(2)
+                    affinity = (torch.einsum("bnhd,bmhd->bhnm", query, key) / head_dim**0.5).softmax(-1)
+                    summed = torch.einsum("bhnm,bmhd->bnhd", affinity, value).flatten(2).unflatten(1, filled)
+                    y[(slice(None), *part)] = summed[(slice(None), *(slice(side) for side in size))]
+                y = y.flatten(1, -2)
                 tokens = tokens + scale(linear(y, f"{name}.attn.proj"), f"{name}.gamma_1")
                 y = linear(F.gelu(linear(layer_norm(tokens, f"{name}.norm2", 1e-6), f"{name}.mlp.fc1")), f"{name}.mlp.fc2")
                 x = (tokens + scale(y, f"{name}.gamma_2")).transpose(1, 2).view(x.shape[0], width, *grid)
@@ -201,6 +219,30 @@ def test_logits_and_levels_equal_the_equations(form, size):
     torch.testing.assert_close(ours(x), logits, rtol=1e-10, atol=1e-10)
     for level, expected in zip(ours.forward_pyramid(x), levels, strict=True):
         torch.testing.assert_close(level, expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("global_every", [0, 2])
+@pytest.mark.parametrize("size", [(150,), (96, 130), (48, 64, 48)])
+@torch.no_grad()
+def test_windows_in_the_third_stage(size, global_every):
+    """With the weights of the model without them; in the last windows zeros are keys too."""
+    arguments = {"num_classes": 5, "dims": len(size), **SMALL}
+    state = randomise(create_model("uniformer_small", **arguments).double()).state_dict()
+    ours = create_model("uniformer_small", global_every=global_every, window_size=3, **arguments).double().eval()
+    ours.load_state_dict(state)
+    x = image(*size)
+    levels, logits = plain(state, x, depths=SMALL["depths"], head_dim=8, window=3, global_every=global_every)
+    torch.testing.assert_close(ours(x), logits, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(ours.forward_pyramid(x)[2], levels[2], rtol=1e-10, atol=1e-10)
+    assert (plain(state, x, depths=SMALL["depths"], head_dim=8)[1] - logits).abs().max() > 1e-6
+
+
+def test_the_hybrid_form_has_three_blocks_of_windows_to_one_of_all_tokens():
+    with on_meta():
+        model = create_model("uniformer_base", global_every=4)
+        spared = create_model("uniformer_base", global_every=0)
+    assert [block.window is None for block in model.blocks3] == [False, False, False, True] * 5
+    assert all(block.window is None for block in model.blocks4) and {block.window for block in spared.blocks3} == {(14, 14)}
 
 
 @torch.no_grad()
