@@ -300,7 +300,7 @@ class UniRepLKNet(Backbone):
             )
             self.stages.append(nn.Sequential(*blocks))
             self.feature_info.append({"num_chs": width, "reduction": 4 * 2**index, "module": f"stages.{index}"})
-        self.norm: nn.Module = nn.LayerNorm(widths[-1], eps=1e-6)
+        self.norm: nn.Module = LayerNormNd(widths[-1])
         self.head: nn.Module = self.new_classifier(num_classes)
         self.apply(init_truncated)
 
@@ -318,8 +318,7 @@ class UniRepLKNet(Backbone):
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Pool and normalise the last features, then classify them; see :meth:`Backbone.forward_head`."""
-        pooled = self.global_pool(x)
-        x = self.head_drop(pooled if pooled.ndim > 2 else self.norm(pooled))
+        x = self.head_drop(self.norm(self.global_pool(x)))
         return x if pre_logits else self.get_classifier()(x)
 
     def drop_levels(self, after: int) -> None:
