@@ -1,4 +1,5 @@
-"""Every command in the READMEs is run: the blocks marked ``sh``, line by line, in a folder that holds what they name.
+"""Every command in the READMEs is run: the blocks marked ``sh``, line by line, in a folder that holds what they name; those marked
+``python`` as one program.
 
 ``make`` and ``pip`` lines are left to CI, which runs ``make test`` on a fresh clone; here only their words are checked.
 """
@@ -18,15 +19,22 @@ pytest.importorskip("cnnkit_medseg")
 pytest.importorskip("lightning")
 
 ROOT = Path(__file__).parents[1]
-READMES = ("README.md", "plugins/medseg/README.md")
+READMES = ("README.md", "core/README.md", "plugins/medseg/README.md")
 SMALL = ["--set", "train.epochs=1", "--set", "data.steps_per_epoch=2", "--set", "data.batch_size=1", "--set", "data.workers=0"]
 SMALL += ["--set", "patch_size=[16,16,16]", "--set", "network.args={channels: [4, 8]}", "--set", "train.tensorboard=false"]
 
 
+def blocks(readme: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / readme).read_text(encoding="utf-8"), flags=re.S)
+
+
 def commands(readme: str) -> list[str]:
-    text = (ROOT / readme).read_text(encoding="utf-8")
-    blocks = re.findall(r"```sh\n(.*?)```", text, flags=re.S)
-    return [line for block in blocks for line in block.replace("\\\n", " ").splitlines() if line.strip() and not line.startswith("#")]
+    return [
+        line
+        for block in blocks(readme, "sh")
+        for line in block.replace("\\\n", " ").splitlines()
+        if line.strip() and not line.startswith("#")
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -86,10 +94,28 @@ def test_commands_run(readme: str, folder: Path) -> None:
     for line in lines:
         words = shlex.split(line)
         assert words[0] in ("cnnkit", "python", "make", "pip"), line
-        if words[0] in ("make", "pip") or "--example" in words or "foo" in words[1:3] or line.startswith("python tools"):
+        if line.startswith(("python tools", "python tests")):
+            assert (ROOT / words[1]).is_file(), line
+            continue  # They train and time: minutes.
+        if words[0] in ("make", "pip") or "--example" in words or "foo" in words[1:3]:
             continue  # CI runs make; pip needs the network; the example and `new plugin` have tests of their own.
         done = subprocess.run(shrunk(words), cwd=folder, capture_output=True, encoding="utf-8", check=False)
         assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+
+
+@pytest.mark.parametrize("readme", [readme for readme in READMES if blocks(readme, "python")])
+def test_programs_run(readme: str, folder: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(blocks(readme, "python"))], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_files_that_are_linked_exist() -> None:
+    for readme in READMES:
+        text = (ROOT / readme).read_text(encoding="utf-8")
+        links = {link for link in re.findall(r"\]\(([^)#\s]+)", text) if "://" not in link}
+        assert not {link for link in links if not (ROOT / readme).parent.joinpath(link).exists()}, readme
 
 
 def test_make_targets_exist() -> None:

@@ -14,15 +14,19 @@ from cnnkit.backbones import INDEX, create_model, list_models, model_entry
 from cnnkit.count import on_meta
 from cnnkit.errors import RegistryError
 
-TOOL = Path(__file__).parents[2] / "tools" / "index.py"
+TOOLS = Path(__file__).parents[2] / "tools"
+
+
+def load_tool(name):
+    spec = importlib.util.spec_from_file_location(f"{name}_tool", TOOLS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="module")
 def tool():
-    spec = importlib.util.spec_from_file_location("index_tool", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool("index")
 
 
 def test_the_index_is_fresh(tool):
@@ -41,6 +45,29 @@ def test_a_stale_index_is_noticed_and_rewritten(tool, tmp_path, monkeypatch, cap
     assert tool.main([]) == 0
     assert "resnet18" in json.loads(stale.read_text(encoding="utf-8"))
     assert tool.main(["--check"]) == 0
+
+
+def test_sizes_are_those_that_the_model_states(tool):
+    stated = tool.counted(model_entry("pvt_tiny")).sizes, tool.counted(model_entry("randformer_s12")).sizes
+    assert stated == ({"least": 32}, {"fixed": (224, 224)}) and tool.counted(model_entry("resnet18")).sizes == {}
+    with on_meta():
+        model = create_model("resnet18")
+    model.size_multiple, model.min_size = 32, 64
+    assert tool.admitted_sizes(model) == {"multiple": 32, "least": 64}
+    model.min_size = 32
+    assert tool.admitted_sizes(model) == {"multiple": 32}
+
+
+def test_the_tables_of_the_cores_readme_are_fresh(tmp_path, monkeypatch, capsys):
+    tables = load_tool("core_readme")
+    assert tables.main(["--check"]) == 0, "run: python tools/core_readme.py"
+    fresh = tables.README.read_text(encoding="utf-8")
+    monkeypatch.setattr(tables, "README", tmp_path / "README.md")
+    tables.README.write_text(fresh.replace("`convnext_tiny` to", "`convnext_lost` to"), encoding="utf-8")
+    assert tables.main(["--check"]) == 1 and "python tools/core_readme.py" in capsys.readouterr().err
+    assert tables.main([]) == 0 and tables.README.read_text(encoding="utf-8") == fresh
+    with pytest.raises(ValueError, match="lacks the marks '<!-- layers -->'"):
+        tables.text("nothing")
 
 
 def test_a_family_file_without_a_family_is_refused(tool, tmp_path):
