@@ -109,6 +109,11 @@ class ConvMixer(Backbone):
         self.feature_info = FeatureInfo({"num_chs": width, "reduction": patch_size, "module": f"blocks.{index}"} for index in range(depth))
         self.head = self.new_classifier(num_classes)
 
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Return the last features; unlike the pyramid, this lets go of those before."""
+        self.check_size(x)
+        return self.run_blocks(self.blocks, self.stem(x))
+
     def forward_pyramid(self, x: Tensor) -> list[Tensor]:
         """Return the features after every block."""
         self.check_size(x)

@@ -211,6 +211,11 @@ class MlpMixer(Backbone):
             nn.init.zeros_(parameter)
         return layer
 
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Return the last features, before the head's normalisation; unlike the pyramid, this lets go of those before."""
+        self.check_size(x)
+        return self.run_blocks(self.blocks, self.stem(x)).mT.unflatten(2, self.grid)
+
     def forward_pyramid(self, x: Tensor) -> list[Tensor]:
         """Return the features after every block, before the head's normalisation."""
         self.check_size(x)

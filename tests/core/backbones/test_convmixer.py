@@ -59,6 +59,7 @@ def test_logits_and_pyramid_equal_timm(act, kernel_size):
         for level, expected in zip(ours.forward_pyramid(image(size)), theirs.forward_intermediates(image(size))[1], strict=True):
             assert_same(level, expected)
         assert_same(ours(image(size)), theirs(image(size)))
+    assert torch.equal(ours.forward_features(image(SIZES[0])), ours.forward_pyramid(image(SIZES[0]))[-1])
     assert ours.feature_info.module_name() == [level["module"] for level in theirs.feature_info]
     assert ours.feature_info.reduction() == [level["reduction"] for level in theirs.feature_info]
 

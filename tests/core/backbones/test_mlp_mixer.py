@@ -49,6 +49,7 @@ def test_logits_and_pyramid_equal_timm():
         ):
             assert_same(level, expected)
         assert_same(ours(image(size, size)), theirs(image(size, size)))
+        assert torch.equal(ours.forward_features(image(size, size)), ours.forward_pyramid(image(size, size))[-1])
         assert ours.feature_info.module_name() == [level["module"] for level in theirs.feature_info]
         assert ours.feature_info.reduction() == [level["reduction"] for level in theirs.feature_info]
 
