@@ -162,6 +162,6 @@ FAMILY = Family(
         "seresnext101_32x4d": _variant((3, 4, 23, 3), cls=ResNeXt),
         "seresnext101_32x8d": _variant((3, 4, 23, 3), cls=ResNeXt, base_width=8),
         "seresnext101_64x4d": _variant((3, 4, 23, 3), cls=ResNeXt, cardinality=64),
-        "senet154": Variant({}, Figures(params_m=115.1, quality="18.68 % top-1 error"), cls=SENet),
+        "senet154": Variant({}, Figures(quality="18.68 % top-1 error"), cls=SENet),
     },
 )
