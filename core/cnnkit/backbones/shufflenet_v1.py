@@ -232,7 +232,8 @@ def _variant(groups: int, width: int, stem_channels: int, error: float, attentio
 FAMILY = Family(
     name="shufflenet_v1",
     cls=ShuffleNetV1,
-    small=("shufflenet_v1_x1_0_g3", {"width": 24, "stem_channels": 12, "depths": (2, 2, 1)}),
+    small=("shufflenet_v1_x1_0_g3", {"width": 60, "stem_channels": 24, "depths": (3, 3)}),
+    small_size=32,
     paper="shufflenet-v1",
     summary="Grouped 1x1 convolutions, and a shuffle of the channels between them (Zhang et al., 2018).",
     variants={
