@@ -16,7 +16,7 @@ from cnnkit.errors import InputError
 from cnnkit.registry import Figures
 from cnnkit.testing import BackboneContract, assert_no_heavy_imports, assert_same, fresh_interpreter, watch_outside
 from cnnkit.testing.backbones import admitted, last_decimal
-from cnnkit.testing.compare import stir, without_gradient
+from cnnkit.testing.compare import assert_near, assert_same_keys, centred, image, randomise, stir, without_gradient
 from torch import nn
 
 SMALL = {"depths": (1, 1, 1, 1), "widths": (4, 8, 8, 8)}
@@ -74,6 +74,62 @@ def test_differences_are_found_and_equals_pass(one, other):
 
 def test_closeness_is_asked_for():
     assert_same({"a": [torch.ones(1)], "b": 1.0}, {"a": [torch.ones(1) + 1e-6], "b": 1.0 + 1e-6}, atol=1e-5)
+
+
+def test_nearness_is_measured_at_the_scale_of_the_other_side():
+    theirs = torch.tensor([1000.0, 0.0])
+    assert_near(theirs + 0.005, theirs)
+    assert_near([theirs, theirs + 0.005], (theirs, theirs))
+    for wrong in (theirs + 0.02, theirs[:, None], theirs * float("nan"), [theirs], [theirs, theirs]):
+        with pytest.raises(AssertionError):
+            assert_near(wrong, theirs)
+    for wrong in ([theirs], [theirs, theirs + 0.02]):
+        with pytest.raises((AssertionError, ValueError)):
+            assert_near(wrong, [theirs, theirs])
+
+
+def test_other_keys_and_shapes_are_found():
+    with on_meta():
+        model = nn.Linear(3, 2)
+    assert_same_keys(model, nn.Linear(3, 2).state_dict())
+    with pytest.raises(AssertionError, match=r"2 keys.*'weight': \(\(2, 3\), \(2, 4\)\), 'bias': \(\(2,\), None\)"):
+        assert_same_keys(model, nn.Linear(4, 2, bias=False))
+
+
+def test_all_that_a_forward_pass_reads_is_drawn_and_nothing_else():
+    model = nn.Sequential(nn.Conv2d(64, 64, 3), nn.BatchNorm2d(64), nn.Linear(256, 256))
+    model.register_buffer("index", torch.arange(5))
+    model.gamma = nn.Parameter(torch.zeros(64, 1, 1))
+    model.pos_embed = nn.Parameter(torch.zeros(1, 16, 64))
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    torch.manual_seed(0)
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    assert randomise(model, gain=2.0, spread={"pos_embed": 0.5}) is model and not model.training
+    assert torch.equal(torch.rand(1), expected)
+    after = model.state_dict()
+    assert [key for key in before if torch.equal(before[key], after[key])] == ["index", "1.num_batches_tracked"]
+    assert after["1.running_var"].min() >= 0.5
+    deviations = {"0.weight": (2 / 576) ** 0.5, "1.weight": 0.3, "1.running_mean": 0.3, "2.weight": (2 / 256) ** 0.5, "pos_embed": 0.5}
+    for key, deviation in (deviations | {"gamma": 0.3, "2.bias": 0.3}).items():
+        assert float(after[key].std()) == pytest.approx(deviation, rel=0.3), key
+        assert float(after[key].mean()) == pytest.approx(float(key in ("1.weight", "gamma")), abs=0.15), key
+    first = after["0.weight"].clone()
+    assert torch.equal(randomise(model, gain=2.0).get_parameter("0.weight"), first)
+    assert not torch.equal(randomise(model, seed=1).get_parameter("0.weight"), first)
+
+
+def test_images_are_the_same_for_the_same_arguments():
+    assert torch.equal(image(5, 4), image(5, 4)) and not torch.equal(image(5, 4), image(5, 4, seed=2))
+    assert image(7, channels=2, batch=3).shape == (3, 2, 7)
+
+
+@torch.no_grad()
+def test_a_centred_model_does_not_mix_slices():
+    flat = randomise(nn.Sequential(nn.Conv1d(2, 4, 3, padding=1), nn.BatchNorm1d(4), nn.ReLU(), nn.Conv1d(4, 3, 5)))
+    deep = centred(flat, nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 3, (5, 1))))
+    x = image(9, 6, channels=2)
+    assert_near(deep(x), torch.stack([flat(line) for line in x.unbind(-1)], -1))
 
 
 def test_unused_parameters_are_found_and_those_behind_a_zero_are_not():

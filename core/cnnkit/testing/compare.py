@@ -1,8 +1,9 @@
-"""Compare predictions whose form only their task knows, and stir weights so that nothing hides behind a zero."""
+"""Compare predictions whose form only their task knows, a model with another implementation, and draw the weights for it."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -57,6 +58,34 @@ def _assert_same_arrays(one: Any, other: Any, rtol: float, atol: float, where: s
         np.testing.assert_array_equal(one, other, err_msg=where)
 
 
+def assert_near(ours: Tensor | Sequence[Tensor], theirs: Tensor | Sequence[Tensor], tolerance: float = 1e-5) -> None:
+    """Fail if two tensors have other shapes, or differ by more than a part of the largest magnitude in ``theirs``.
+
+    Args:
+        ours: A tensor, or several, as the levels of a pyramid.
+        theirs: As many from the other implementation; each is compared at its own scale.
+        tolerance: The accepted part.
+    """
+    if not isinstance(ours, Tensor) and not isinstance(theirs, Tensor):
+        for one, other in zip(ours, theirs, strict=True):
+            assert_near(one, other, tolerance)
+        return
+    assert isinstance(ours, Tensor) and isinstance(theirs, Tensor), f"{type(ours).__name__} and {type(theirs).__name__}"
+    assert ours.shape == theirs.shape, f"shapes {tuple(ours.shape)} and {tuple(theirs.shape)}"
+    difference, scale = float((ours - theirs).abs().max()), float(theirs.abs().max())
+    assert difference <= tolerance * scale, f"they differ by {difference:.3g} at a scale of {scale:.3g}; {tolerance:g} of it is accepted"
+
+
+def assert_same_keys(ours: nn.Module | Mapping[str, Tensor], theirs: nn.Module | Mapping[str, Tensor]) -> None:
+    """Fail if two models, or states of models, have other keys or other shapes under them; the meta device is enough."""
+    one, other = (
+        {key: tuple(value.shape) for key, value in (side.state_dict() if isinstance(side, nn.Module) else side).items()}
+        for side in (ours, theirs)
+    )
+    odd = {key: (one.get(key), other.get(key)) for key in one | other if one.get(key) != other.get(key)}
+    assert not odd, f"{len(odd)} keys differ in their shapes (None: absent), among them {dict(list(odd.items())[:5])}"
+
+
 def stir(model: nn.Module, seed: int = 0) -> nn.Module:
     """Move scales, shifts and weights that start at zero off their initial values, and return the model.
 
@@ -69,6 +98,61 @@ def stir(model: nn.Module, seed: int = 0) -> nn.Module:
             if parameter.ndim < 2 or not parameter.any():
                 parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator).to(parameter))
     return model
+
+
+def randomise(model: nn.Module, seed: int = 0, *, gain: float = 1.0, spread: Mapping[str, float] | None = None) -> nn.Module:
+    """Draw everything that a forward pass reads, so that no error hides behind a 0 or a 1, and return the model in evaluation.
+
+    Matrices and kernels keep the variance of what they weigh, one-dimensional weights and the scales of branches
+    (``gamma``, ``scale``) are drawn around 1, shifts and running means around 0, running variances at 0.5 or more.
+    What is no floating-point number stays, as the counts of batches do.
+
+    Args:
+        model: A model; its weights and buffers are overwritten.
+        seed: Of the draw, which does not touch the global generator.
+        gain: The variance that matrices and kernels give to an input of variance 1; a long chain of rectified layers wants 2.
+        spread: Standard deviations for what has no fan-in, by a part of the name: ``{"pos_embed": 1.0}``.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if not tensor.is_floating_point():
+                continue
+            noise = torch.randn(tensor.shape, generator=generator)
+            leaf = name.rpartition(".")[2]
+            given = [deviation for part, deviation in (spread or {}).items() if part in name]
+            if given:
+                noise = given[0] * noise
+            elif leaf == "running_var":
+                noise = 0.5 + noise.abs()
+            elif "gamma" in leaf or "scale" in leaf or (tensor.ndim < 2 and leaf.endswith("weight")):
+                noise = 1 + 0.3 * noise
+            elif tensor.ndim < 2:
+                noise = 0.3 * noise
+            else:
+                noise = noise * (gain / math.prod(tensor.shape[1:])) ** 0.5
+            tensor.copy_(noise)
+    return model.eval()
+
+
+def image(*size: int, channels: int = 3, batch: int = 2, seed: int = 1) -> Tensor:
+    """Return standard normal images ``(batch, channels, *size)`` in single precision, the same for the same arguments."""
+    return torch.randn(batch, channels, *size, generator=torch.Generator().manual_seed(seed))
+
+
+def centred(flat: nn.Module, deep: nn.Module) -> nn.Module:
+    """Fill a model of one more dimension with the flat one's kernels at the centre of the new last axis, and return it in evaluation.
+
+    Slices along that axis then never mix, and the model of stacked equal slices answers as the flat one of a slice.
+    """
+    state = dict(flat.state_dict())
+    for key, tensor in deep.state_dict().items():
+        if tensor.ndim > state[key].ndim:
+            wide = torch.zeros_like(tensor)
+            wide[..., (tensor.shape[-1] - 1) // 2] = state[key]
+            state[key] = wide
+    deep.load_state_dict(state)
+    return deep.eval()
 
 
 def without_gradient(model: nn.Module) -> list[str]:

@@ -9,6 +9,7 @@ from cnnkit.backbones import create_model
 from cnnkit.backbones.convmixer import ConvMixerBlock
 from cnnkit.count import count_params, on_meta
 from cnnkit.errors import CheckpointError, InputError
+from cnnkit.testing.compare import assert_near, assert_same_keys, centred, image, randomise
 from cnnkit.weights import load_weights
 from torch import Tensor, nn
 
@@ -16,33 +17,6 @@ pytestmark = pytest.mark.paper("convmixer")
 
 SMALL = {"width": 12, "depth": 3, "kernel_size": 5, "patch_size": 4}
 SIZES = ((32, 32), (29, 43))
-
-
-def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Draw everything that a forward pass reads, also statistics and affine maps."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, tensor in model.state_dict().items():
-            if name.endswith("num_batches_tracked"):
-                continue
-            noise = torch.randn(tensor.shape, generator=generator)
-            if name.endswith("running_var"):
-                noise = 0.5 + noise.abs()
-            elif tensor.ndim > 1:
-                noise = noise / tensor[0].numel() ** 0.5
-            elif name.endswith("weight"):
-                noise = 1 + 0.3 * noise
-            tensor.copy_(noise)
-    return model.eval()
-
-
-def image(size: tuple[int, ...]) -> Tensor:
-    return torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
-
-
-def assert_same(ours: Tensor, theirs: Tensor, tolerance: float = 1e-5) -> None:
-    assert ours.shape == theirs.shape
-    assert (ours - theirs).abs().max() <= tolerance * theirs.abs().max()
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
@@ -56,10 +30,9 @@ def test_logits_and_pyramid_equal_timm(act, kernel_size):
     theirs = randomise(timm_convmixer.ConvMixer(dim=12, **sizes, num_classes=5, act_layer=layer))
     ours = create_model("convmixer_1536_20", width=12, **sizes, act=act, num_classes=5, weights=theirs.state_dict()).eval()
     for size in SIZES:
-        for level, expected in zip(ours.forward_pyramid(image(size)), theirs.forward_intermediates(image(size))[1], strict=True):
-            assert_same(level, expected)
-        assert_same(ours(image(size)), theirs(image(size)))
-    assert torch.equal(ours.forward_features(image(SIZES[0])), ours.forward_pyramid(image(SIZES[0]))[-1])
+        assert_near(ours.forward_pyramid(image(*size)), theirs.forward_intermediates(image(*size))[1])
+        assert_near(ours(image(*size)), theirs(image(*size)))
+    assert torch.equal(ours.forward_features(image(*SIZES[0])), ours.forward_pyramid(image(*SIZES[0]))[-1])
     assert ours.feature_info.module_name() == [level["module"] for level in theirs.feature_info]
     assert ours.feature_info.reduction() == [level["reduction"] for level in theirs.feature_info]
 
@@ -69,7 +42,7 @@ def test_variants_have_the_keys_shapes_and_activations_of_timm(name):
     timm = pytest.importorskip("timm")
     with on_meta():
         ours, theirs = create_model(name), timm.create_model(name)
-    assert {key: value.shape for key, value in ours.state_dict().items()} == {k: v.shape for k, v in theirs.state_dict().items()}
+    assert_same_keys(ours, theirs)
     assert type(ours.stem[1]) is type(theirs.stem[1])
 
 
@@ -101,7 +74,7 @@ def test_the_official_chain_of_layers_computes_the_same_with_its_weights():
     ours = create_model("convmixer_1536_20", num_classes=5, **SMALL).double().eval()
     assert load_weights(ours, theirs.state_dict()) == "official"
     for size in SIZES:
-        assert_same(ours(image(size).double()), theirs(image(size).double()), 1e-12)
+        assert_near(ours(image(*size).double()), theirs(image(*size).double()), 1e-12)
     with pytest.raises(CheckpointError, match=r"head has 5 classes .* num_classes=9"):
         create_model("convmixer_1536_20", num_classes=9, weights=theirs.state_dict(), **SMALL)
 
@@ -131,7 +104,7 @@ def test_a_block_is_its_equation(dims):
         )
         return (y - mean) / (var + 1e-5).sqrt() * scale + shift
 
-    x = image((7, 6, 5)[:dims]).double().repeat_interleave(2, 1)
+    x = image(*(7, 6, 5)[:dims]).double().repeat_interleave(2, 1)
     z = x + layer(x, "0.fn.", 0, padding=1, groups=6)
     torch.testing.assert_close(block(x), layer(z, "", 1), rtol=1e-12, atol=1e-12)
 
@@ -141,18 +114,11 @@ def test_a_block_is_its_equation(dims):
 def test_a_stacked_input_equals_a_slice(dims):
     """With kernels centred in the new axis, slices never mix; and equal slices have the mean of one."""
     flat = randomise(create_model("convmixer_1536_20", dims=dims, num_classes=5, **SMALL).double())
-    deep = create_model("convmixer_1536_20", dims=dims + 1, num_classes=5, **SMALL).double().eval()
-    state = flat.state_dict()
-    for key, value in deep.state_dict().items():
-        if value.ndim > state[key].ndim:
-            wide = torch.zeros_like(value)
-            wide[..., (value.shape[-1] - 1) // 2] = state[key]
-            state[key] = wide
-    deep.load_state_dict(state)
-    x = image((24, 20)[:dims]).double()
+    deep = centred(flat, create_model("convmixer_1536_20", dims=dims + 1, num_classes=5, **SMALL).double())
+    x = image(*(24, 20)[:dims]).double()
     torch.testing.assert_close(deep(x.unsqueeze(-1).expand(*x.shape, 12)), flat(x), rtol=1e-10, atol=1e-10)
 
 
 def test_an_input_smaller_than_a_patch_is_refused():
     with pytest.raises(InputError, match="at least 14"):
-        create_model("convmixer_1024_20_ks9_p14", width=8, depth=1)(image((14, 13)))
+        create_model("convmixer_1024_20_ks9_p14", width=8, depth=1)(image(14, 13))

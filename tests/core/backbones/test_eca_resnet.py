@@ -7,6 +7,7 @@ import torch
 from cnnkit.backbones import create_model, list_models
 from cnnkit.count import count_params, on_meta
 from cnnkit.errors import ConfigError
+from cnnkit.testing.compare import assert_near, assert_same_keys, centred, image, randomise
 from torch import nn
 
 pytestmark = pytest.mark.paper("eca")
@@ -16,50 +17,21 @@ NARROW = {"depths": (1, 2, 1, 1), "widths": (8, 16, 24, 32)}
 OF_TIMM = [name for name in list_models(family="eca_resnet") if name.endswith(("d", "light"))]
 
 
-def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Draw everything a forward pass reads, also statistics and affine maps, so that no error hides behind a 0 or a 1."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, tensor in model.state_dict().items():
-            if name.endswith("num_batches_tracked"):
-                continue
-            noise = torch.randn(tensor.shape, generator=generator)
-            if name.endswith("running_var"):
-                tensor.copy_(0.5 + noise.abs())
-            elif tensor.ndim > 1:
-                tensor.copy_(noise / tensor[0].numel() ** 0.5)
-            elif name.endswith("weight"):
-                tensor.copy_(1 + 0.3 * noise)
-            else:
-                tensor.copy_(0.3 * noise)
-    return model.eval()
-
-
-def image(size: tuple[int, ...]) -> torch.Tensor:
-    return torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
-
-
-def assert_same(ours: torch.Tensor, theirs: torch.Tensor) -> None:
-    assert ours.shape == theirs.shape
-    assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
-
-
 @pytest.mark.parametrize("name", ["ecaresnetlight", "ecaresnet50d"])
 @torch.no_grad()
 def test_logits_and_pyramid_equal_timm(name):
     theirs = randomise(timm.create_model(name, num_classes=7, layers=NARROW["depths"], channels=NARROW["widths"]))
     ours = create_model(name, num_classes=7, weights=theirs.state_dict(), **NARROW).eval()
     for size in ((64, 64), (75, 97)):
-        assert_same(ours(image(size)), theirs(image(size)))
-        for level, expected in zip(ours.forward_pyramid(image(size)), theirs.forward_intermediates(image(size))[1], strict=True):
-            assert_same(level, expected)
+        assert_near(ours(image(*size)), theirs(image(*size)))
+        assert_near(ours.forward_pyramid(image(*size)), theirs.forward_intermediates(image(*size))[1])
 
 
 @pytest.mark.parametrize("name", OF_TIMM)
 def test_variants_have_the_keys_and_shapes_of_timm(name):
     with on_meta():
         ours, theirs = create_model(name), timm.create_model(name)
-    assert {k: v.shape for k, v in ours.state_dict().items()} == {k: v.shape for k, v in theirs.state_dict().items()}
+    assert_same_keys(ours, theirs)
 
 
 class OfficialAttention(nn.Module):
@@ -93,7 +65,7 @@ def test_reads_the_official_layout_with_a_kernel_size_for_each_stage(name):
     }
     assert "layer2.1.eca.conv.weight" in official
     ours = create_model(name, num_classes=7, kernel_sizes=sizes, weights=official).eval()
-    assert_same(ours(image((64, 64))), theirs(image((64, 64))))
+    assert_near(ours(image(64, 64)), theirs(image(64, 64)))
 
 
 def test_extra_parameters_are_the_papers_eighty():
@@ -114,16 +86,9 @@ def test_one_kernel_size_for_each_stage():
 
 @torch.no_grad()
 def test_more_dimensions():
-    """A volume that repeats a slice along its first axis, with kernels that see one of its positions, gives the slice's features."""
+    """A volume that repeats a slice along its last axis, with kernels that see one of its positions, gives the slice's features."""
     sizes = NARROW | {"num_classes": 5, "depths": (1, 1, 1, 1)}
     flat = randomise(create_model("ecaresnet50", dims=2, **sizes).double())
-    deep = create_model("ecaresnet50", dims=3, **sizes).double().eval()
-    state = {}
-    for key, value in deep.state_dict().items():
-        state[key] = flat.state_dict()[key]
-        if value.ndim == 5:
-            state[key] = torch.zeros_like(value)
-            state[key][:, :, value.shape[2] // 2] = flat.state_dict()[key]
-    deep.load_state_dict(state)
-    x = image((40, 36)).double()
-    torch.testing.assert_close(deep(x.unsqueeze(2).expand(-1, -1, 33, -1, -1)), flat(x), rtol=1e-10, atol=1e-10)
+    deep = centred(flat, create_model("ecaresnet50", dims=3, **sizes).double())
+    x = image(40, 36).double()
+    torch.testing.assert_close(deep(x.unsqueeze(-1).expand(*x.shape, 33)), flat(x), rtol=1e-10, atol=1e-10)

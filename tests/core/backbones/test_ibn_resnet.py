@@ -10,38 +10,11 @@ from cnnkit.backbones.ibn_resnet import IBNResNet
 from cnnkit.backbones.resnet import ResNet
 from cnnkit.count import count_params, on_meta
 from cnnkit.errors import ConfigError
+from cnnkit.testing.compare import image, randomise
 from torch import nn
 
 pytestmark = pytest.mark.paper("ibn-net")
 NARROW = {"depths": (2, 2, 1, 1), "widths": (8, 16, 24, 32)}
-
-
-def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Draw everything a forward pass reads, also statistics and affine maps, so that no error hides behind a 0 or a 1."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, tensor in model.state_dict().items():
-            if name.endswith("num_batches_tracked"):
-                continue
-            noise = torch.randn(tensor.shape, generator=generator)
-            if name.endswith("running_var"):
-                tensor.copy_(0.5 + noise.abs())
-            elif tensor.ndim > 1:
-                tensor.copy_(noise / tensor[0].numel() ** 0.5)
-            elif name.endswith("weight"):
-                tensor.copy_(1 + 0.3 * noise)
-            else:
-                tensor.copy_(0.3 * noise)
-    return model.eval()
-
-
-def image(size: tuple[int, ...]) -> torch.Tensor:
-    return torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
-
-
-def assert_same(ours: torch.Tensor, theirs: torch.Tensor) -> None:
-    assert ours.shape == theirs.shape
-    assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
 
 
 def official(state: dict[str, torch.Tensor], x: torch.Tensor, depths: tuple[int, ...], groups: int = 1) -> torch.Tensor:
@@ -109,7 +82,7 @@ def test_equals_the_official_equations_with_official_weights(name):
         assert {"layer1.0.bn1.IN.weight", "layer3.0.bn1.BN.running_var"} <= state.keys() and "layer4.0.bn1.IN.weight" not in state
     ours = create_model(name, num_classes=7, weights=state, **CASES[name]).double().eval()
     for size in ((64, 64), (75, 97)):
-        x = image(size).double()
+        x = image(*size).double()
         expected = official(state, x, NARROW["depths"], groups=CASES[name].get("groups", 1))
         torch.testing.assert_close(ours(x), expected, rtol=1e-6, atol=1e-6 * float(expected.abs().max()))
 
@@ -125,7 +98,7 @@ def test_form_a_has_the_parameters_of_the_plain_network():
 @torch.no_grad()
 def test_form_b_does_not_see_the_contrast_of_an_image():
     """The stem's convolution has no bias, and its normalisation is of the image itself; a batch-normalised stem does see it."""
-    x = image((64, 64)).double()
+    x = image(64, 64).double()
     blind, seeing = (randomise(create_model(name, num_classes=7, **NARROW)).double() for name in ("resnet50_ibn_b", "resnet50"))
     scale = torch.tensor([3.0, 0.5], dtype=torch.float64).view(2, 1, 1, 1)
     torch.testing.assert_close(blind(scale * x), blind(x), rtol=1e-3, atol=1e-3)
@@ -141,7 +114,7 @@ def test_words_that_do_not_fit():
 @pytest.mark.parametrize("dims", [1, 3])
 def test_normalisations_of_other_dimensions(dims):
     model = randomise(create_model("resnet50_ibn_a", dims=dims, num_classes=5, ibn=("b", "a", "none", "none"), **NARROW)).train()
-    model(image((40, 36, 33)[:dims])).sum().backward()
+    model(image(*(40, 36, 33)[:dims])).sum().backward()
     for name in ("layer1.1.act_out.IN", "layer2.0.bn1.IN", "bn1"):
         norm = model.get_submodule(name)
         assert isinstance(norm, {1: nn.InstanceNorm1d, 3: nn.InstanceNorm3d}[dims]) and bool(norm.weight.grad.any())

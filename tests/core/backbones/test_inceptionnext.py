@@ -9,6 +9,7 @@ from cnnkit.backbones import create_model, list_models, model_entry
 from cnnkit.backbones.inceptionnext import InceptionDepthwise
 from cnnkit.count import count_macs, on_meta
 from cnnkit.errors import CheckpointError, ConfigError
+from cnnkit.testing.compare import assert_near, assert_same_keys, image, randomise
 from torch import nn
 
 timm = pytest.importorskip("timm")
@@ -16,33 +17,6 @@ pytestmark = pytest.mark.paper("inceptionnext")
 
 SMALL = {"depths": (1, 2, 1, 1), "widths": (8, 16, 24, 32)}
 SIZES = ((64, 64), (75, 97))
-
-
-def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Draw everything that a forward pass reads, also statistics, affine maps and layer scales."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, tensor in model.state_dict().items():
-            if name.endswith("num_batches_tracked"):
-                continue
-            noise = torch.randn(tensor.shape, generator=generator)
-            if name.endswith("running_var"):
-                noise = 0.5 + noise.abs()
-            elif tensor.ndim > 1:
-                noise = noise / tensor[0].numel() ** 0.5
-            elif name.endswith(("weight", "gamma")):
-                noise = 1 + 0.3 * noise
-            tensor.copy_(noise)
-    return model.eval()
-
-
-def image(size: tuple[int, ...]) -> torch.Tensor:
-    return torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
-
-
-def assert_same(ours: torch.Tensor, theirs: torch.Tensor, tolerance: float = 1e-5) -> None:
-    assert ours.shape == theirs.shape
-    assert (ours - theirs).abs().max() <= tolerance * theirs.abs().max()
 
 
 def of_timm() -> nn.Module:
@@ -56,9 +30,8 @@ def test_logits_and_pyramid_equal_timm():
     theirs = of_timm()
     ours = create_model("inception_next_tiny", num_classes=5, weights=theirs.state_dict(), **SMALL).eval()
     for size in SIZES:
-        for level, expected in zip(ours.forward_pyramid(image(size)), theirs.forward_intermediates(image(size))[1], strict=True):
-            assert_same(level, expected)
-        assert_same(ours(image(size)), theirs(image(size)))
+        assert_near(ours.forward_pyramid(image(*size)), theirs.forward_intermediates(image(*size))[1])
+        assert_near(ours(image(*size)), theirs(image(*size)))
     assert ours.feature_info.reduction() == [level["reduction"] for level in theirs.feature_info]
 
 
@@ -66,7 +39,7 @@ def test_logits_and_pyramid_equal_timm():
 def test_variants_have_the_keys_and_shapes_of_timm(name):
     with on_meta():
         ours, theirs = create_model(name), timm.create_model(name)
-    assert {key: value.shape for key, value in ours.state_dict().items()} == {k: v.shape for k, v in theirs.state_dict().items()}
+    assert_same_keys(ours, theirs)
 
 
 @pytest.mark.parametrize("dims", [1, 2, 3])
@@ -107,9 +80,9 @@ def test_the_classifier_has_a_hidden_layer():
     with pytest.raises(CheckpointError, match=r"head has 4 classes .* num_classes=9"):
         create_model("inception_next_tiny", num_classes=9, weights=state, **SMALL)
     bare = create_model("inception_next_tiny", num_classes=0, weights=state, **SMALL)
-    assert bare(image((64, 64))).shape == (2, 32)
+    assert bare(image(64, 64)).shape == (2, 32)
     bare.reset_classifier(3, global_pool="max")
-    assert bare(image((64, 64))).shape == (2, 3)
+    assert bare(image(64, 64)).shape == (2, 3)
 
 
 @pytest.mark.parametrize("dims", [1, 2])
@@ -132,7 +105,7 @@ def test_axes_are_treated_alike(dims):
             )
             other.register_forward_pre_hook(lambda module, args, order=order: (args[0][:, order],))
             other.register_forward_hook(lambda module, args, output, order=order: output[:, order])
-    x = image((33, 40, 48)[-dims - 1 :]).double()
+    x = image(*(33, 40, 48)[-dims - 1 :]).double()
     expected = model.forward_features(x).transpose(-1, -2)
     torch.testing.assert_close(turned.forward_features(x.transpose(-1, -2)), expected, rtol=1e-9, atol=1e-9)
 

@@ -9,7 +9,7 @@ from cnnkit.backbones._base import rename_keys
 from cnnkit.backbones._metaformer import MIXERS, Pooling, new_mixer
 from cnnkit.count import count_macs, on_meta
 from cnnkit.errors import CheckpointError, ConfigError
-from cnnkit.testing.compare import without_gradient
+from cnnkit.testing.compare import assert_near, assert_same_keys, centred, image, randomise, without_gradient
 from torch import nn
 
 timm = pytest.importorskip("timm")
@@ -17,25 +17,6 @@ pytestmark = pytest.mark.paper("poolformer")
 
 SMALL = {"depths": (1, 2, 1, 1), "widths": (8, 16, 24, 32)}
 SIZES = ((64, 64), (75, 97))
-
-
-def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Draw everything that a forward pass reads, also affine maps and layer scales."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            parameter.copy_(noise / parameter[0].numel() ** 0.5 if parameter.ndim > 1 else 0.7 + 0.3 * noise)
-    return model.eval()
-
-
-def image(size: tuple[int, ...]) -> torch.Tensor:
-    return torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
-
-
-def assert_same(ours: torch.Tensor, theirs: torch.Tensor, tolerance: float = 1e-5) -> None:
-    assert ours.shape == theirs.shape
-    assert (ours - theirs).abs().max() <= tolerance * theirs.abs().max()
 
 
 def of_timm(**kwargs) -> nn.Module:
@@ -52,8 +33,7 @@ def test_pyramid_equals_timm():
     theirs = of_timm(num_classes=5)
     ours = create_model("poolformer_s12", num_classes=5, weights=theirs.state_dict(), **SMALL).eval()
     for size in SIZES:
-        for level, expected in zip(ours.forward_pyramid(image(size)), theirs.forward_intermediates(image(size))[1], strict=True):
-            assert_same(level, expected)
+        assert_near(ours.forward_pyramid(image(*size)), theirs.forward_intermediates(image(*size))[1])
     assert ours.feature_info.reduction() == [level["reduction"] for level in theirs.feature_info]
 
 
@@ -62,18 +42,18 @@ def test_logits_are_those_of_the_paper_and_timm_differs_in_the_head_alone():
     """timm pools before it normalises; with the paper's order and normalisation in its head, it computes the same."""
     theirs = of_timm(num_classes=5)
     ours = create_model("poolformer_s12", num_classes=5, weights=theirs.state_dict(), **SMALL).eval()
-    x = image((75, 97))
+    x = image(75, 97)
     assert (ours(x) - theirs(x)).abs().max() > 1e-3
     norm = nn.GroupNorm(1, 32)
     norm.load_state_dict(theirs.head.norm.state_dict())
-    assert_same(ours(x), theirs.head.fc(norm(theirs.forward_features(x)).mean((2, 3))))
+    assert_near(ours(x), theirs.head.fc(norm(theirs.forward_features(x)).mean((2, 3))))
 
 
 @pytest.mark.parametrize("name", list_models(family="poolformer"))
 def test_variants_have_the_keys_and_shapes_of_timm(name):
     with on_meta():
         ours, theirs = create_model(name), timm.create_model(name)
-    assert {key: value.shape for key, value in ours.state_dict().items()} == {k: v.shape for k, v in theirs.state_dict().items()}
+    assert_same_keys(ours, theirs)
 
 
 @torch.no_grad()
@@ -83,7 +63,7 @@ def test_logits_equal_transformers():
     theirs = randomise(transformers.PoolFormerForImageClassification(config))
     ours = create_model("poolformer_s12", num_classes=5, weights=theirs.state_dict(), **SMALL).eval()
     for size in SIZES:
-        assert_same(ours(image(size)), theirs(image(size)).logits)
+        assert_near(ours(image(*size)), theirs(image(*size)).logits)
 
 
 @torch.no_grad()
@@ -158,15 +138,8 @@ def test_the_mixer_of_a_volume_is_pytorchs():
 def test_a_stacked_input_equals_a_slice(dims):
     """With kernels centred in the new axis, slices never mix; and equal slices have the mean of one."""
     flat = randomise(create_model("poolformer_s12", dims=dims, num_classes=5, **SMALL).double())
-    deep = create_model("poolformer_s12", dims=dims + 1, num_classes=5, **SMALL).double().eval()
-    state = flat.state_dict()
-    for key, value in deep.state_dict().items():
-        if value.ndim > state[key].ndim:
-            wide = torch.zeros_like(value)
-            wide[..., (value.shape[-1] - 1) // 2] = state[key]
-            state[key] = wide
-    deep.load_state_dict(state)
-    x = image((40, 36)[:dims]).double()
+    deep = centred(flat, create_model("poolformer_s12", dims=dims + 1, num_classes=5, **SMALL).double())
+    x = image(*(40, 36)[:dims]).double()
     torch.testing.assert_close(deep(x.unsqueeze(-1).expand(*x.shape, 33)), flat(x), rtol=1e-10, atol=1e-10)
 
 

@@ -9,6 +9,7 @@ from cnnkit.backbones import create_model, list_models, model_entry
 from cnnkit.backbones.resnest import ResNeSt, SplitAttention
 from cnnkit.count import count_macs, count_params, on_meta
 from cnnkit.errors import ConfigError
+from cnnkit.testing.compare import assert_near, assert_same_keys, centred, image, randomise
 from torch import nn
 
 pytestmark = pytest.mark.paper("resnest")
@@ -23,34 +24,6 @@ CASES = {
 }
 
 
-def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Draw everything a forward pass reads, also statistics and affine maps, so that no error hides behind a 0 or a 1."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, tensor in model.state_dict().items():
-            if name.endswith("num_batches_tracked"):
-                continue
-            noise = torch.randn(tensor.shape, generator=generator)
-            if name.endswith("running_var"):
-                tensor.copy_(0.5 + noise.abs())
-            elif tensor.ndim > 1:
-                tensor.copy_(noise / tensor[0].numel() ** 0.5)
-            elif name.endswith("weight"):
-                tensor.copy_(1 + 0.3 * noise)
-            else:
-                tensor.copy_(0.3 * noise)
-    return model.eval()
-
-
-def image(size: tuple[int, ...], channels: int = 3) -> torch.Tensor:
-    return torch.randn(2, channels, *size, generator=torch.Generator().manual_seed(1))
-
-
-def assert_same(ours: torch.Tensor, theirs: torch.Tensor) -> None:
-    assert ours.shape == theirs.shape
-    assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
-
-
 def of_timm(name: str, **args: object) -> nn.Module:
     timm = pytest.importorskip("timm")
     return randomise(timm.create_model(name, num_classes=7, layers=DEPTHS, channels=WIDTHS, stem_width=8, **CASES[name], **args))
@@ -62,9 +35,8 @@ def test_logits_and_pyramid_equal_timm(name):
     theirs = of_timm(name)
     ours = create_model(name, num_classes=7, weights=theirs.state_dict(), **NARROW, **CASES[name]).eval()
     for size in ((64, 64), (75, 97)):
-        assert_same(ours(image(size)), theirs(image(size)))
-        for level, expected in zip(ours.forward_pyramid(image(size)), theirs.forward_intermediates(image(size))[1], strict=True):
-            assert_same(level, expected)
+        assert_near(ours(image(*size)), theirs(image(*size)))
+        assert_near(ours.forward_pyramid(image(*size)), theirs.forward_intermediates(image(*size))[1])
 
 
 @torch.no_grad()
@@ -76,7 +48,7 @@ def test_dilation_is_the_authors():
         stage[0].downsample[0] = nn.Identity()
     ours = create_model("resnest50d", num_classes=7, output_stride=8, weights=theirs.state_dict(), **NARROW).eval()
     assert ours.feature_info.reduction() == [2, 4, 8, 8, 8]
-    assert_same(ours(image((64, 48))), theirs(image((64, 48))))
+    assert_near(ours(image(64, 48)), theirs(image(64, 48)))
 
 
 @pytest.mark.parametrize("name", list_models(family="resnest"))
@@ -90,7 +62,7 @@ def test_variants_have_the_keys_and_shapes_of_timm(name):
         args["block_args"] = {"radix": known["radix"], "avd": True, "avd_first": True}
     with on_meta():
         ours, theirs = create_model(name), timm.create_model(name if timm.is_model(name) else "resnest50d", **args)
-    assert {k: v.shape for k, v in ours.state_dict().items()} == {k: v.shape for k, v in theirs.state_dict().items()}
+    assert_same_keys(ours, theirs)
 
 
 def test_numbers_of_parameters():
@@ -122,7 +94,7 @@ def test_the_reason_given_for_the_figures_is_the_reason(name):
 def test_split_attention_is_the_equation_in_each_group_by_itself(dims, radix, groups):
     channels, each = 8, 8 // groups
     layer = randomise(SplitAttention(channels, dims=dims, radix=radix, groups=groups)).double()
-    x = image((7, 6, 5)[:dims], channels).double()
+    x = image(*(7, 6, 5)[:dims], channels=channels).double()
     answers = F.relu(layer.bn0(layer.conv(x))).view(2, radix, channels, -1)
     hidden = layer.fc1.out_channels // groups
     weights = layer.weights(answers.view(2, radix * channels, *x.shape[2:]))
@@ -148,7 +120,7 @@ def test_split_attention_is_the_equation_in_each_group_by_itself(dims, radix, gr
 @torch.no_grad()
 def test_each_answer_is_of_its_own_part_of_the_channels():
     layer = randomise(SplitAttention(8, radix=2)).double()
-    x = image((5, 6), 8).double()
+    x = image(5, 6, channels=8).double()
     changed = x.clone()
     changed[:, 4:] += 1
     same = (layer.conv(x) == layer.conv(changed)).flatten(2).all(2)
@@ -160,15 +132,8 @@ def test_each_answer_is_of_its_own_part_of_the_channels():
 def test_the_one_of_a_stacked_input_equals_the_one_of_a_slice(dims):
     """With kernels that see one position of the new axis."""
     layer = randomise(SplitAttention(8, dims=dims, groups=2)).double()
-    deep = SplitAttention(8, dims=dims + 1, groups=2).double().eval()
-    state = {}
-    for key, value in deep.state_dict().items():
-        state[key] = layer.state_dict()[key]
-        if value.ndim > state[key].ndim:
-            state[key] = torch.zeros_like(value)
-            state[key][..., value.shape[-1] // 2] = layer.state_dict()[key]
-    deep.load_state_dict(state)
-    x = image((7, 6)[:dims], 8).double()
+    deep = centred(layer, SplitAttention(8, dims=dims + 1, groups=2).double())
+    x = image(*(7, 6)[:dims], channels=8).double()
     stacked = x.unsqueeze(-1).expand(*x.shape, 5)
     torch.testing.assert_close(deep(stacked), layer(x).unsqueeze(-1).expand_as(stacked), rtol=1e-10, atol=1e-10)
 

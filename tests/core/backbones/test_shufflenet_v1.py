@@ -9,33 +9,14 @@ from cnnkit.backbones import create_model, list_models, model_entry
 from cnnkit.backbones.shufflenet_v1 import ShuffleNetV1, ShuffleUnit, channel_shuffle
 from cnnkit.count import count_macs, on_meta
 from cnnkit.errors import ConfigError
+from cnnkit.testing.compare import image, randomise
 from cnnkit.weights import load_weights
-from torch import nn
 
 pytestmark = pytest.mark.paper("shufflenet-v1")
 
 CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 AVG_POOL = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
 MAX_POOL = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
-
-
-def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Draw everything that a forward pass reads, also statistics and affine maps."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, tensor in model.state_dict().items():
-            noise = torch.randn(tensor.shape, generator=generator)
-            if name.endswith("running_var"):
-                tensor.copy_(0.5 + noise.abs())
-            elif tensor.ndim > 1:
-                tensor.copy_(noise / tensor[0].numel() ** 0.5)
-            elif tensor.is_floating_point():
-                tensor.copy_(0.3 * noise + name.endswith("weight"))
-    return model.eval()
-
-
-def image(size, channels=3):
-    return torch.randn(2, channels, *size, generator=torch.Generator().manual_seed(1)).double()
 
 
 def official_forward(state, x, groups, depths):
@@ -75,8 +56,8 @@ def test_the_official_weights_give_the_official_output(groups, dims):
     model = ShuffleNetV1(**words).double().eval()
     assert load_weights(model, official) == "official"
     for size in ((64, 32, 32)[:dims], (45, 37, 33)[:dims]):
-        expected = official_forward(official, image(size), groups, (2, 3, 1))
-        torch.testing.assert_close(model(image(size)), expected, rtol=1e-10, atol=1e-10)
+        expected = official_forward(official, image(*size).double(), groups, (2, 3, 1))
+        torch.testing.assert_close(model(image(*size).double()), expected, rtol=1e-10, atol=1e-10)
 
 
 def test_a_shuffle_deals_out_and_its_inverse_collects():
@@ -92,7 +73,7 @@ def test_only_the_shuffle_connects_the_groups(shuffle):
     """Which input groups reach the first output group, by gradients: its own alone, or all."""
     torch.manual_seed(0)
     unit = ShuffleUnit(36, 36, groups=3, shuffle=shuffle).double().eval()
-    x = image((5, 5), 36).requires_grad_()
+    x = image(5, 5, channels=36).double().requires_grad_()
     branch = unit(x) - x  # Where the rectifier is open, the branch; elsewhere what does not leave the group.
     branch[:, :12].square().sum().backward()
     reached = x.grad.abs().sum((0, 2, 3)).view(3, 12).sum(1) > 0
@@ -101,7 +82,7 @@ def test_only_the_shuffle_connects_the_groups(shuffle):
 
 def test_where_the_size_is_halved_the_input_is_kept():
     unit = randomise(ShuffleUnit(6, 24, groups=3, stride=2).double())
-    x = image((7, 8), 6)
+    x = image(7, 8, channels=6).double()
     torch.testing.assert_close(unit(x)[:, :6], F.avg_pool2d(x, 3, stride=2, padding=1), rtol=1e-12, atol=1e-12)
 
 
@@ -150,7 +131,7 @@ def test_an_attention_reweights_every_branch():
     model = create_model("shufflenet_v1_x1_0_g3", attention="se", width=24, stem_channels=12, depths=(2, 1))
     assert [unit.attention.fc2.out_channels for unit in model.features] == [12, 24, 24]
     unit = randomise(model.features[1])
-    x = image((4, 4), 24).float()
+    x = image(4, 4, channels=24)
     before = unit(x)
     unit.attention.fc2.bias.data.fill_(-1e9)  # All gates shut: only the shortcut is left.
     assert torch.equal(unit(x), x.relu()) and not torch.equal(before, x.relu())

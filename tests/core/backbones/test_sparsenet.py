@@ -11,29 +11,11 @@ from cnnkit.backbones.densenet import DenseNet
 from cnnkit.backbones.sparsenet import SparseNet, exponential_sources
 from cnnkit.count import count_macs, count_params, on_meta
 from cnnkit.errors import ConfigError
+from cnnkit.testing.compare import image, randomise
 from cnnkit.weights import load_weights
 from torch import nn
 
 pytestmark = pytest.mark.paper("sparsenet")
-
-
-def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Draw everything that a forward pass reads, also statistics and affine maps."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, tensor in model.state_dict().items():
-            noise = torch.randn(tensor.shape, generator=generator)
-            if name.endswith("running_var"):
-                tensor.copy_(0.5 + noise.abs())
-            elif tensor.ndim > 1:
-                tensor.copy_(noise / tensor[0].numel() ** 0.5)
-            elif tensor.is_floating_point():
-                tensor.copy_(0.3 * noise + name.endswith("weight"))
-    return model.eval()
-
-
-def image(size, channels=3):
-    return torch.randn(2, channels, *size, generator=torch.Generator().manual_seed(1)).double()
 
 
 @pytest.mark.parametrize("base", [2, 3])
@@ -71,7 +53,7 @@ def test_at_base_1_it_is_densenet():
                     state[key] = state[key].index_select(min(1, state[key].ndim - 1), order)
     state["fc.weight"] = state["fc.weight"][:, order]
     theirs.load_state_dict(state)
-    x = image((16, 16))
+    x = image(16, 16).double()
     torch.testing.assert_close(ours(x), theirs(x), rtol=1e-10, atol=1e-10)
 
 
@@ -119,13 +101,15 @@ def test_the_official_weights_give_the_official_output():
     fresh = SparseNet(**words).double().eval()
     assert load_weights(fresh, official) == "official"
     for size in ((16, 16), (11, 18)):
-        torch.testing.assert_close(fresh(image(size)), official_forward(official, image(size), (5, 3)), rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(
+            fresh(image(*size).double()), official_forward(official, image(*size).double(), (5, 3)), rtol=1e-10, atol=1e-10
+        )
 
 
 @torch.no_grad()
 def test_a_sum_is_the_sum():
     model = randomise(SparseNet(depths=(6, 2), growth_rates=(5, 7), aggregation="sum", stem="cifar", bottleneck=0, num_classes=0).double())
-    x, f = image((8, 8)), model.features
+    x, f = image(8, 8).double(), model.features
     outputs = [f.conv0(x)]
     for layer, offsets in zip(f.denseblock1.children(), ((1,), (1, 2), (1, 2), (1, 2, 4), (1, 2, 4), (1, 2, 4)), strict=True):
         outputs.append(layer.conv1(layer.norm1(sum(outputs[-k] for k in offsets)).relu()))

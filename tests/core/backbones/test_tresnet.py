@@ -10,6 +10,7 @@ from cnnkit.backbones import create_model, list_models
 from cnnkit.backbones.tresnet import ConvUnit, SpaceToDepth, TResNet
 from cnnkit.count import count_params, on_meta
 from cnnkit.errors import ConfigError, InputError
+from cnnkit.testing.compare import assert_near, assert_same_keys, image, randomise
 from torch import nn
 
 pytestmark = pytest.mark.paper("tresnet")
@@ -17,34 +18,6 @@ timm = pytest.importorskip("timm")
 
 DEPTHS = (1, 2, 1, 2)
 NARROW = {"depths": DEPTHS, "widths": (8, 16, 32, 64)}
-
-
-def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Draw everything a forward pass reads, also statistics and affine maps, so that no error hides behind a 0 or a 1."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, tensor in model.state_dict().items():
-            if name.endswith("num_batches_tracked"):
-                continue
-            noise = torch.randn(tensor.shape, generator=generator)
-            if name.endswith("running_var"):
-                tensor.copy_(0.5 + noise.abs())
-            elif tensor.ndim > 1:
-                tensor.copy_(noise / tensor[0].numel() ** 0.5)
-            elif name.endswith("weight"):
-                tensor.copy_(1 + 0.3 * noise)
-            else:
-                tensor.copy_(0.3 * noise)
-    return model.eval()
-
-
-def image(size: tuple[int, ...]) -> torch.Tensor:
-    return torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
-
-
-def assert_same(ours: torch.Tensor, theirs: torch.Tensor) -> None:
-    assert ours.shape == theirs.shape
-    assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
 
 
 def of_timm(v2: bool) -> nn.Module:
@@ -61,10 +34,9 @@ def test_logits_and_pyramid_equal_timm(name):
     theirs = of_timm(v2="v2" in name)
     ours = create_model(name, num_classes=7, weights=theirs.state_dict(), **NARROW).eval()
     for size in ((64, 64), (76, 20)):
-        assert_same(ours(image(size)), theirs(image(size)))
+        assert_near(ours(image(*size)), theirs(image(*size)))
         # timm's first entry is the stem, at the same reduction as the first stage.
-        for level, expected in zip(ours.forward_pyramid(image(size)), theirs.forward_intermediates(image(size))[1][1:], strict=True):
-            assert_same(level, expected)
+        assert_near(ours.forward_pyramid(image(*size)), theirs.forward_intermediates(image(*size))[1][1:])
 
 
 @pytest.mark.parametrize("name", list_models(family="tresnet"))
@@ -73,7 +45,7 @@ def test_variants_have_the_keys_and_shapes_of_timm(name):
         ours = create_model(name)
     with torch.device("meta"):
         theirs = timm.create_model(name)
-    assert {k: v.shape for k, v in ours.state_dict().items()} == {k: v.shape for k, v in theirs.state_dict().items()}
+    assert_same_keys(ours, theirs)
 
 
 def test_numbers_of_parameters():
@@ -96,13 +68,13 @@ def test_reads_the_official_layout():
         timm.models.tresnet.checkpoint_filter_fn({key: value for key, value in official.items() if not key.endswith("filt")}, theirs)
     )
     ours = create_model("tresnet_m", num_classes=7, weights=official, **NARROW).eval()
-    assert_same(ours(image((64, 64))), theirs(image((64, 64))))
+    assert_near(ours(image(64, 64)), theirs(image(64, 64)))
 
 
 @pytest.mark.parametrize("dims", [1, 2, 3])
 def test_the_stem_loses_nothing(dims):
     """Back again by the inverse of the formula: offset by offset, each channel's positions at that offset."""
-    x = image((16, 12, 8)[:dims])
+    x = image(*(16, 12, 8)[:dims])
     moved = SpaceToDepth(4)(x)
     assert moved.shape == (2, 3 * 4**dims, *(side // 4 for side in x.shape[2:]))
     back = torch.empty_like(x)
@@ -167,5 +139,5 @@ def test_a_line_that_repeats_along_a_second_axis_is_the_line():
                 line = line.unflatten(1, (4, 1, 3)).expand(-1, -1, 4, -1, -1).flatten(1, 3) / 4
             state[key][..., value.shape[-1] // 2] = line
     deep.load_state_dict(state)
-    x = image((24,)).double()
+    x = image(24).double()
     torch.testing.assert_close(deep(x.unsqueeze(-1).expand(*x.shape, 20)), flat(x), rtol=1e-10, atol=1e-10)
