@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cnnkit.backbones import list_models, load_family, model_entry
+from cnnkit.backbones import family_module, list_models, load_family, model_entry
 from cnnkit.catalogue import layers
 from cnnkit.registry import Entry
 
@@ -27,9 +27,9 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-def source(text: str, entry: Entry) -> str:
-    """Return a word that links to the file of an entry."""
-    return f"[{text}]({entry.target.partition(':')[0].replace('.', '/')}.py)"
+def source(text: str, module: str) -> str:
+    """Return a word that links to the file of a module."""
+    return f"[{text}]({module.replace('.', '/')}.py)"
 
 
 def dims_of(entries: Sequence[Entry]) -> str:
@@ -39,7 +39,10 @@ def dims_of(entries: Sequence[Entry]) -> str:
 
 def layers_table() -> str:
     """Return one row for each layer that stands for a paper."""
-    rows = [[source(f"`{name.partition('/')[2]}`", entry), entry.summary, dims_of([entry])] for name, entry in layers().items()]
+    rows = [
+        [source(f"`{name.partition('/')[2]}`", entry.target.partition(":")[0]), entry.summary, dims_of([entry])]
+        for name, entry in layers().items()
+    ]
     return table(["layer", "what", "dims"], rows)
 
 
@@ -54,7 +57,7 @@ def backbones_table() -> str:
         understood = dict.fromkeys(layout for entry in entries for layout in entry.layouts)
         rows.append(
             [
-                source(family, entries[0]),
+                source(family, family_module(family)),
                 load_family(family).summary,
                 shown,
                 least if least == most else f"{least} to {most}",

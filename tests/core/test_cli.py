@@ -248,6 +248,8 @@ def test_info_explains_models_plugins_and_checkpoints(toy, toy_checkpoint):
     assert model["sizes"] == "any" and "2022" in model["reference"] and "depthwise7(x)" in model["idea"]
     text = CliRunner().invoke(cli, ["info", "convnext_tiny"]).output
     assert "None" not in text and "parameters" in text and model["idea"] in text and "why they differ" not in text
+    reference = json.loads(CliRunner().invoke(cli, ["info", "seresnet50", "--json"]).output)["reference"]
+    assert "Squeeze-and-Excitation" in reference  # The family's paper, though the class is that of another.
     plugin = json.loads(CliRunner().invoke(cli, ["info", "toy", "--json"]).output)
     assert plugin["models"] == {"toy/line": "A straight line."} and plugin["commands"] == ["cnnkit toy hello"] and plugin["missing"] == []
     text = CliRunner().invoke(cli, ["info", str(toy_checkpoint)]).output

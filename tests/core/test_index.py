@@ -95,6 +95,13 @@ def test_every_family_is_built_in_every_dimension_that_it_states(name):
         assert max(module.weight.ndim for module in model.modules() if hasattr(module, "stride") and hasattr(module, "weight")) == dims + 2
 
 
+def test_every_family_has_a_declaration_of_its_own():
+    """Also one whose variants are built by another family's class."""
+    families = {model_entry(name).family for name in list_models()}
+    assert {backbones.load_family(family).name for family in families} == families
+    assert model_entry("seresnet50").target.startswith("cnnkit.backbones.resnet:")
+
+
 def test_listing_imports_no_torch():
     code = "import sys; from cnnkit import backbones; assert backbones.list_models('convnext*', dims=3); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

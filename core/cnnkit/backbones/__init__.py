@@ -137,8 +137,8 @@ def create_model(
     return model
 
 
-def load_family(name: str) -> Family:
-    """Import and return the declaration of a family.
+def family_module(name: str) -> str:
+    """Return the name of the module that declares a family: it has the family's name and lies beside the classes of its variants.
 
     Raises:
         RegistryError: If no backbone is of that family.
@@ -146,7 +146,16 @@ def load_family(name: str) -> Family:
     found = {entry.family: entry.target.partition(":")[0] for entry in _registry().values() if entry.family}
     if name not in found:
         raise RegistryError(unknown("family", name, found))
-    return importlib.import_module(found[name]).FAMILY
+    return f"{found[name].rpartition('.')[0]}.{name}"  # A variant's class may be another family's.
+
+
+def load_family(name: str) -> Family:
+    """Import and return the declaration of a family.
+
+    Raises:
+        RegistryError: If no backbone is of that family.
+    """
+    return importlib.import_module(family_module(name)).FAMILY
 
 
 def create_small(family: str, *, dims: int = 2, **arch: Any) -> nn.Module:

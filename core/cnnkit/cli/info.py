@@ -105,10 +105,11 @@ def _plugin(item: Plugin | plugins.Broken) -> dict[str, Any]:
 
 
 def _model(name: str, entry: Entry) -> dict[str, Any]:
+    from cnnkit.backbones import family_module
     from cnnkit.catalogue import titles
 
     figures = entry.figures
-    reference, idea = _docstring(entry.target)
+    reference, idea = _docstring(family_module(entry.family) if entry.family else entry.target)
     multiply_adds = f"multiply-adds (G) at {figures.input_size}"
     return {
         "name": name,
@@ -145,7 +146,7 @@ def _sizes(sizes: Mapping[str, Any]) -> str:
 def _docstring(target: str) -> tuple[str, str]:
     """Return the reference and the idea that a module's docstring states, from its source, which is not imported.
 
-    The reference is the first paragraph of ``"module:attribute"``'s module, the idea the rest.
+    The reference is the first paragraph of the module of ``"module"`` or ``"module:attribute"``, the idea the rest.
     """
     import ast
     import importlib.util
