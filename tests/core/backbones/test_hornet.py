@@ -13,26 +13,13 @@ from cnnkit.backbones.hornet import GlobalLocalFilter, GnConv
 from cnnkit.count import count_macs, count_params, on_meta
 from cnnkit.errors import ConfigError
 from cnnkit.layers.norm import LayerNormNd
+from cnnkit.testing.compare import image, randomise
 from torch import Tensor, nn
 
 pytestmark = pytest.mark.paper("hornet")
 
 SMALL = {"depths": (1, 2, 1, 1), "widths": (8, 16, 32, 64), "img_size": 64}
 CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
-
-
-def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Draw everything that a forward pass reads, also affine maps, layer scales and filters."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            parameter.copy_(noise / parameter[0].numel() ** 0.5 if parameter.ndim > 1 else 0.7 + 0.3 * noise)
-    return model.eval()
-
-
-def image(size: tuple[int, ...], channels: int = 3) -> Tensor:
-    return torch.randn(2, channels, *size, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
 def normalised(x: Tensor, state: dict[str, Tensor], name: str) -> Tensor:
@@ -104,8 +91,8 @@ def by_the_equations(state: dict[str, Tensor], x: Tensor) -> list[Tensor]:
 def test_logits_and_pyramid_follow_the_equations(name):
     model = randomise(create_model(name, num_classes=5, **SMALL).double())
     for size in ((64, 64), (75, 97)) if name.endswith("7x7") else ((64, 64), (65, 67)):  # At these the filters are not interpolated.
-        found = [*model.forward_pyramid(image(size)), model(image(size))]
-        for ours, expected in zip(found, by_the_equations(model.state_dict(), image(size)), strict=True):
+        found = [*model.forward_pyramid(image(*size).double()), model(image(*size).double())]
+        for ours, expected in zip(found, by_the_equations(model.state_dict(), image(*size).double()), strict=True):
             torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-10)
 
 
@@ -134,7 +121,7 @@ def test_variants_have_exactly_the_parameters_of_the_official_ones(name):
 @torch.no_grad()
 def test_order_one_and_two_are_gated_convolutions_written_by_hand(dims):
     torch.manual_seed(0)
-    x = image((7, 8, 9)[:dims], channels=6)
+    x = image(*(7, 8, 9)[:dims], channels=6).double()
     depthwise = {"padding": 3}
     one = randomise(GnConv(6, 1, dims=dims, scale=0.5).double())
     value, gate = one.proj_in(x).chunk(2, 1)
@@ -157,7 +144,7 @@ def test_the_degree_of_the_interactions_is_the_order_and_one(order):
     for name, parameter in mixer.named_parameters():
         if name.endswith("bias"):
             parameter.zero_()
-    x = image((9, 8), channels=16)
+    x = image(9, 8, channels=16).double()
     torch.testing.assert_close(mixer(1.5 * x), 1.5 ** (order + 1) * mixer(x), rtol=1e-10, atol=1e-10)
 
 
@@ -170,7 +157,7 @@ def test_a_filter_of_equal_factors_scales_at_every_size(dims):
     block.complex_weight[..., 0] = torch.tensor([2.0, -1.0, 0.5]).view(3, *[1] * dims)
     block.pre_norm, block.post_norm = nn.Identity(), nn.Identity()
     for size in ((8, 6, 4)[:dims], (5, 9, 7)[:dims]):
-        x = image(size, channels=6)
+        x = image(*size, channels=6).double()
         scaled = x[:, 3:] * torch.tensor([2.0, -1.0, 0.5], dtype=x.dtype).view(3, *[1] * dims)
         torch.testing.assert_close(block(x)[:, 1::2], scaled, rtol=1e-12, atol=1e-12)
 
@@ -179,7 +166,7 @@ def test_a_filter_of_equal_factors_scales_at_every_size(dims):
 def test_a_global_filter_commutes_with_circular_shifts_and_the_whole_map_counts():
     block = randomise(GlobalLocalFilter(6, size=(8, 6)).double())
     block.dw = nn.Identity()
-    x = image((8, 6), channels=6)
+    x = image(8, 6, channels=6).double()
     torch.testing.assert_close(block(x.roll((3, 2), (2, 3))), block(x).roll((3, 2), (2, 3)), rtol=1e-10, atol=1e-10)
     far = x.clone()
     far[:, :, 0, 0] += torch.randn(6, dtype=x.dtype)
@@ -203,7 +190,7 @@ def test_a_stacked_input_equals_a_slice(name, dims):
                 wide[:, :, (value.shape[2] - 1) // 2] = state[key]
             state[key] = wide
     deep.load_state_dict(state)
-    x = image((64, 64)[:dims])
+    x = image(*(64, 64)[:dims]).double()
     stacked = x.unsqueeze(2).expand(-1, -1, 64, *[-1] * dims)
     torch.testing.assert_close(deep(stacked), flat(x), rtol=1e-9, atol=1e-9)
 
@@ -212,7 +199,7 @@ def test_a_stacked_input_equals_a_slice(name, dims):
 def test_half_precision_is_close_as_a_model_and_under_autocast():
     """The transforms are computed in single precision then; there are none in half."""
     model = randomise(create_model("hornet_tiny_gf", num_classes=5, **SMALL))
-    x = image((64, 64)).float()
+    x = image(64, 64)
     expected = model(x)
     with torch.autocast("cpu", torch.bfloat16):
         found = [model(x)]
@@ -224,7 +211,7 @@ def test_half_precision_is_close_as_a_model_and_under_autocast():
 
 def test_a_pyramid_of_fewer_levels_keeps_nothing_of_the_later_ones():
     pyramid = FeaturePyramid(create_model("hornet_tiny_gf", **SMALL), (0, 1))
-    pyramid(image((64, 64)).float())[-1].sum().backward()
+    pyramid(image(64, 64))[-1].sum().backward()
     assert [key for key, parameter in pyramid.named_parameters() if parameter.grad is None] == []
 
 

@@ -10,6 +10,7 @@ from cnnkit.count import on_meta
 from cnnkit.errors import ConfigError, InputError
 from cnnkit.layers.fuse import fold_batch_norm_before
 from cnnkit.layers.nd import batch_norm, conv
+from cnnkit.testing.compare import assert_same_keys, image, randomise
 from cnnkit.weights import load_weights
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -27,26 +28,6 @@ CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 POOL = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
 
 
-def randomise(model: nn.Module) -> nn.Module:
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, tensor in model.state_dict().items():
-            if name.endswith("num_batches_tracked"):
-                continue
-            noise = torch.randn(tensor.shape, generator=generator).to(tensor)
-            if name.endswith("running_var"):
-                tensor.copy_(0.5 + noise.abs())
-            elif tensor.ndim > 1:
-                tensor.copy_(noise / tensor[0].numel() ** 0.5)
-            else:
-                tensor.copy_(0.3 * noise + float(name.endswith("weight")))
-    return model.eval()
-
-
-def image(*size: int) -> Tensor:
-    return torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-
-
 @torch.no_grad()
 def test_logits_and_levels_equal_timm():
     timm = pytest.importorskip("timm")
@@ -55,7 +36,7 @@ def test_logits_and_levels_equal_timm():
     load_weights(ours, theirs.state_dict())
     ours.eval()
     for size in ((64, 64), (75, 97)):
-        x = image(*size)
+        x = image(*size).double()
         torch.testing.assert_close(ours(x), theirs(x), rtol=1e-10, atol=1e-10)
         expected = theirs.forward_intermediates(x, intermediates_only=True)
         for level, other in zip(ours.forward_pyramid(x), expected, strict=True):
@@ -69,7 +50,7 @@ def test_variants_have_the_keys_and_shapes_of_timm(name):
         theirs = timm.create_model(name)
     with on_meta():
         ours = create_model(name)
-    assert {k: v.shape for k, v in ours.state_dict().items()} == {k: v.shape for k, v in theirs.state_dict().items()}
+    assert_same_keys(ours, theirs)
     assert ours.feature_info.reduction() == [4, 8, 16, 32] and ours.feature_info.channels() == [96, 256, 512, 1024]
 
 
@@ -99,7 +80,7 @@ def test_the_layout_of_the_official_code():
     assert {key.split(".")[0] for key in official} == {"stem", "features", "norm", "proj_head"}
     fresh = create_model("nextvit_small", num_classes=5, **wide).eval()
     assert load_weights(fresh, official) == "official"
-    x = image(64, 64).float()
+    x = image(64, 64)
     torch.testing.assert_close(fresh(x), ours(x), rtol=0, atol=0)
 
 
@@ -166,7 +147,7 @@ def plain(state: dict[str, Tensor], x: Tensor, *, depths, head_dim: int, ratios)
 @torch.no_grad()
 def test_logits_and_levels_equal_the_equations(size):
     model = randomise(create_model("nextvit_small", num_classes=5, dims=len(size), **SMALL).double())
-    x = image(*size)
+    x = image(*size).double()
     levels, logits = plain(model.state_dict(), x, depths=SMALL["depths"], head_dim=4, ratios=(8, 4, 2, 1))
     torch.testing.assert_close(model(x), logits, rtol=1e-10, atol=1e-10)
     for level, expected in zip(model.forward_pyramid(x), levels, strict=True):
@@ -178,7 +159,7 @@ def test_logits_and_levels_equal_the_equations(size):
 def test_normalisations_merge_into_what_follows_them(dims):
     """All but the last of all, which follows a sum and stands before pooling."""
     model = randomise(create_model("nextvit_small", num_classes=5, dims=dims, **SMALL).double())
-    x = image(*(32, 48, 40)[:dims])
+    x = image(*(32, 48, 40)[:dims]).double()
     expected = model(x)
     block = next(module for module in model.modules() if isinstance(module, TransformerBlock))
     y = torch.randn(2, block.patch_embed.conv.in_channels, *(8,) * dims, dtype=torch.float64)

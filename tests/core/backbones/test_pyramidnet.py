@@ -10,7 +10,7 @@ from cnnkit.backbones._base import FeaturePyramid
 from cnnkit.backbones.pyramidnet import PyramidBlock, PyramidNet, pyramid_widths
 from cnnkit.count import count_params, on_meta
 from cnnkit.errors import ConfigError
-from torch import nn
+from cnnkit.testing.compare import centred, image, randomise
 
 pytestmark = pytest.mark.paper("pyramidnet")
 
@@ -20,29 +20,6 @@ CASES = {
     "cifar": {"block": "basic", "depths": (2, 2, 2), "alpha": 10, "start": 8, "stem": "small"},
     "cifar bottleneck": {"depths": (1, 2, 1), "alpha": 3, "start": 8, "stem": "small", "widening": "multiply"},
 }
-
-
-def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Draw everything a forward pass reads, also statistics and affine maps, so that no error hides behind a 0 or a 1."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, tensor in model.state_dict().items():
-            if name.endswith("num_batches_tracked"):
-                continue
-            noise = torch.randn(tensor.shape, generator=generator)
-            if name.endswith("running_var"):
-                tensor.copy_(0.5 + noise.abs())
-            elif tensor.ndim > 1:
-                tensor.copy_(noise / tensor[0].numel() ** 0.5)
-            elif name.endswith("weight"):
-                tensor.copy_(1 + 0.3 * noise)
-            else:
-                tensor.copy_(0.3 * noise)
-    return model.double().eval()
-
-
-def image(size: tuple[int, ...]) -> torch.Tensor:
-    return torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1)).double()
 
 
 def official(state: dict[str, torch.Tensor], x: torch.Tensor, depths: tuple[int, ...]) -> list[torch.Tensor]:
@@ -77,11 +54,11 @@ def official(state: dict[str, torch.Tensor], x: torch.Tensor, depths: tuple[int,
 @pytest.mark.parametrize("name", CASES)
 @torch.no_grad()
 def test_logits_and_pyramid_equal_the_official_equations(name):
-    model = randomise(PyramidNet(num_classes=7, **CASES[name]))
+    model = randomise(PyramidNet(num_classes=7, **CASES[name])).double()
     for size in ((64, 64), (43, 57)):
-        *levels, logits = official(model.state_dict(), image(size), CASES[name]["depths"])
-        torch.testing.assert_close(model(image(size)), logits, rtol=1e-10, atol=1e-10)
-        for level, expected in zip(model.forward_pyramid(image(size)), levels, strict=True):
+        *levels, logits = official(model.state_dict(), image(*size).double(), CASES[name]["depths"])
+        torch.testing.assert_close(model(image(*size).double()), logits, rtol=1e-10, atol=1e-10)
+        for level, expected in zip(model.forward_pyramid(image(*size).double()), levels, strict=True):
             torch.testing.assert_close(level, expected, rtol=1e-10, atol=1e-10)
 
 
@@ -153,7 +130,7 @@ def test_widths():
 
 @torch.no_grad()
 def test_the_shortcut_has_no_parameters_and_new_channels_are_the_branchs():
-    block = randomise(PyramidBlock(8, 12, stride=2))
+    block = randomise(PyramidBlock(8, 12, stride=2)).double()
     assert sum(parameter.numel() for parameter in block.parameters()) == 9 * (8 * 12 + 12 * 12) + 2 * (8 + 12 + 12)
     x = torch.randn(2, 8, 6, 6).double()
     whole = block(x)
@@ -174,13 +151,7 @@ def test_a_pyramid_without_the_last_level_has_no_final_normalisation():
 @torch.no_grad()
 def test_the_one_of_a_stacked_input_equals_the_one_of_a_slice(dims):
     sizes = {**CASES["cifar bottleneck"], "num_classes": 5}
-    flat, deep = randomise(PyramidNet(dims=dims, **sizes)), PyramidNet(dims=dims + 1, **sizes).double().eval()
-    state = {}
-    for key, value in deep.state_dict().items():
-        state[key] = flat.state_dict()[key]
-        if value.ndim > state[key].ndim:
-            state[key] = torch.zeros_like(value)
-            state[key][..., value.shape[-1] // 2] = flat.state_dict()[key]
-    deep.load_state_dict(state)
-    x = image((13, 10)[:dims])
+    flat = randomise(PyramidNet(dims=dims, **sizes)).double()
+    deep = centred(flat, PyramidNet(dims=dims + 1, **sizes).double())
+    x = image(*(13, 10)[:dims]).double()
     torch.testing.assert_close(deep(x.unsqueeze(-1).expand(*x.shape, 9)), flat(x), rtol=1e-10, atol=1e-10)

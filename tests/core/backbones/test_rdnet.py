@@ -8,6 +8,7 @@ from cnnkit.backbones import create_model, list_models, model_entry
 from cnnkit.backbones.rdnet import FeatureMixer, RDNet
 from cnnkit.count import on_meta
 from cnnkit.errors import CheckpointError, ConfigError, InputError
+from cnnkit.testing.compare import assert_near, assert_same_keys, centred, image, randomise
 from cnnkit.weights import load_weights
 from torch import nn
 
@@ -24,25 +25,6 @@ TIMM = {
 }
 
 
-def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Draw everything that a forward pass reads, also affine maps and layer scales."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, tensor in model.state_dict().items():
-            noise = torch.randn(tensor.shape, generator=generator)
-            tensor.copy_(noise / tensor[0].numel() ** 0.5 if tensor.ndim > 1 else 0.3 * noise + (not name.endswith("bias")))
-    return model.eval()
-
-
-def image(size, channels=3):
-    return torch.randn(2, channels, *size, generator=torch.Generator().manual_seed(1))
-
-
-def assert_near(ours, theirs, tolerance=1e-5):
-    assert ours.shape == theirs.shape
-    assert (ours - theirs).abs().max() <= tolerance * theirs.abs().max()
-
-
 @torch.no_grad()
 def test_logits_and_pyramid_equal_timm():
     theirs = randomise(timm.create_model("rdnet_tiny", num_classes=5, **TIMM))
@@ -50,12 +32,11 @@ def test_logits_and_pyramid_equal_timm():
     assert ours.feature_info.channels() == [level["num_chs"] for level in theirs.feature_info]
     assert ours.feature_info.reduction() == [level["reduction"] for level in theirs.feature_info] == [4, 8, 16, 32]
     for size in ((64, 64), (75, 97)):
-        x = image(size)
+        x = image(*size)
         assert_near(ours(x), theirs(x))
         features = theirs.forward_features(x)
         assert_near(ours.forward_head(features, pre_logits=True), theirs.forward_head(features, pre_logits=True))
-        for level, expected in zip(ours.forward_pyramid(x), theirs.forward_intermediates(x, intermediates_only=True), strict=True):
-            assert_near(level, expected)
+        assert_near(ours.forward_pyramid(x), theirs.forward_intermediates(x, intermediates_only=True))
 
 
 @torch.no_grad()
@@ -68,7 +49,7 @@ def test_the_official_layout_loads():
     assert checkpoint_filter_fn(dict(official), theirs).keys() == theirs.state_dict().keys()
     ours = RDNet(num_classes=5, **SMALL).eval()
     assert load_weights(ours, official) == "official"
-    assert_near(ours(image((64, 64))), theirs(image((64, 64))))
+    assert_near(ours(image(64, 64)), theirs(image(64, 64)))
     with pytest.raises(CheckpointError, match="in no layout"):
         load_weights(ours, {"trunk.weight": torch.ones(1)})
 
@@ -77,7 +58,7 @@ def test_the_official_layout_loads():
 def test_variants_have_the_keys_and_shapes_of_timm(name):
     with on_meta():
         ours, theirs = create_model(name), timm.create_model(name)
-    assert {k: v.shape for k, v in ours.state_dict().items()} == {k: v.shape for k, v in theirs.state_dict().items()}
+    assert_same_keys(ours, theirs)
     assert ours.feature_info.channels() == [level["num_chs"] for level in theirs.feature_info]
 
 
@@ -92,7 +73,7 @@ def test_concatenation_is_what_widens():
     stages = [stage[-1] for stage in model.dense_stages]
     widths = [[mixer.layers.layers[0].in_channels for mixer in stage.children()] for stage in stages]
     assert widths == [[16, 24], [16], [8, 16], [8], [8, 16]]  # 32 / 2; (16 + 12) / 2 = 14, rounded down to 8; 24 / 2 to 8; 24 / 2 to 8.
-    x = image((6, 5), 16)
+    x = image(6, 5, channels=16)
     assert torch.equal(stages[0](x)[:, :16], x)
 
 
@@ -105,7 +86,7 @@ def test_the_hidden_width_follows_the_input_not_the_growth():
 def test_a_mixer_is_its_equation():
     """In float64, to 1e-12: with squeeze-and-excitation and the scale."""
     mixer = randomise(FeatureMixer(8, 6, squeeze=True).double())
-    x = 2 * image((7, 9), 8).double()
+    x = 2 * image(7, 9, channels=8).double()
     depthwise, norm, widen, _, narrow, squeeze = mixer.layers.layers
     y = nn.functional.conv2d(x, depthwise.weight, depthwise.bias, padding=3, groups=8)
     y = (y - y.mean(1, keepdim=True)) / (y.var(1, unbiased=False, keepdim=True) + 1e-6).sqrt()
@@ -122,7 +103,7 @@ def test_a_mixer_is_its_equation():
 @pytest.mark.parametrize("out_indices", [None, (0,), (1, 2)])
 def test_every_parameter_of_a_pyramid_gets_a_gradient(out_indices):
     model = create_model("rdnet_tiny", features_only=True, out_indices=out_indices, layer_scale=1.0, **SMALL)
-    sum(level.square().mean() for level in model(image((64, 64)))).backward()
+    sum(level.square().mean() for level in model(image(64, 64))).backward()
     assert [key for key, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
 
 
@@ -131,15 +112,8 @@ def test_every_parameter_of_a_pyramid_gets_a_gradient(out_indices):
 def test_a_stacked_input_gives_what_a_slice_gives(dims):
     """With kernels centred in the new axis slices never mix; down-sampling takes some of them."""
     flat = randomise(create_model("rdnet_tiny", dims=dims, num_classes=5, **SMALL).double())
-    deep = create_model("rdnet_tiny", dims=dims + 1, num_classes=5, **SMALL).double().eval()
-    state = dict(flat.state_dict())
-    for key, tensor in deep.state_dict().items():
-        if tensor.ndim > state[key].ndim:
-            wide = torch.zeros_like(tensor)
-            wide[..., (tensor.shape[-1] - 1) // 2] = state[key]
-            state[key] = wide
-    deep.load_state_dict(state)
-    x = image((64, 32)[:dims]).double()
+    deep = centred(flat, create_model("rdnet_tiny", dims=dims + 1, num_classes=5, **SMALL).double())
+    x = image(*(64, 32)[:dims]).double()
     torch.testing.assert_close(deep(x.unsqueeze(-1).expand(*x.shape, 32)), flat(x), rtol=1e-10, atol=1e-10)
 
 
@@ -150,7 +124,7 @@ def test_stochastic_depth_rises_and_drops_only_new_features():
     stage = model.dense_stages[0][-1].train()
     for mixer in stage.children():
         mixer.drop_path.rate = 1 - 1e-9
-    x = image((4, 4), 16)
+    x = image(4, 4, channels=16)
     out = stage(x)
     assert torch.equal(out[:, :16], x) and not out[:, 16:].any()
 
@@ -161,4 +135,4 @@ def test_wrong_arguments_are_refused():
     with pytest.raises(ConfigError, match="begin downsample with False"):
         RDNet(**{**SMALL, "downsample": (True,) * 5})
     with pytest.raises(InputError, match="at least 32"):
-        RDNet(**SMALL)(image((31, 40)))
+        RDNet(**SMALL)(image(31, 40))
