@@ -9,6 +9,7 @@ from cnnkit.backbones import create_model, create_small, list_models
 from cnnkit.backbones.all_cnn import guided_gradient
 from cnnkit.count import count_params, on_meta
 from cnnkit.errors import ConfigError, InputError
+from cnnkit.testing.compare import centred, image, randomise
 from torch import Tensor, nn
 
 pytestmark = pytest.mark.paper("all-cnn")
@@ -29,28 +30,14 @@ EXPECTED = {
 }
 
 
-def drawn(model: nn.Module) -> nn.Module:
-    """Draw biases too, and a head whose scores have either sign."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for tensor in model.parameters():
-            noise = torch.randn(tensor.shape, generator=generator)
-            tensor.copy_(noise * (2 / tensor[0].numel()) ** 0.5 if tensor.ndim > 1 else 0.3 * noise)
-    return model.double().eval()
-
-
-def image(*size: int) -> Tensor:
-    return torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1)).double()
-
-
 @pytest.mark.parametrize("name", EXPECTED)
 @torch.no_grad()
 def test_logits_follow_the_equations(name):
     """The paper's tables, layer by layer, at two sizes."""
-    model = drawn(create_model(name, width=0.05, num_classes=5))
+    model = randomise(create_model(name, width=0.05, num_classes=5), gain=2.0).double()
     weights = [tensor for key, tensor in model.named_parameters() if not key.startswith("head.")]
     for size in ((64, 64), (67, 75)) if "imagenet" in name else ((32, 32), (17, 22)):
-        x, used = image(*size), iter(weights)
+        x, used = image(*size).double(), iter(weights)
         for layer in EXPECTED[name]:
             if layer == P:
                 x = F.max_pool2d(x, 3, stride=2, padding=1)
@@ -61,8 +48,8 @@ def test_logits_follow_the_equations(name):
                 x = F.conv2d(x, weight, bias, stride=stride, padding=padding).relu()
         assert next(used, None) is None
         scores = F.conv2d(x, model.head.weight, model.head.bias)
-        torch.testing.assert_close(model(image(*size)), scores.relu().mean((2, 3)), rtol=1e-10, atol=1e-10)
-        torch.testing.assert_close(model.forward_features(image(*size)), x, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(model(image(*size).double()), scores.relu().mean((2, 3)), rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(model.forward_features(image(*size).double()), x, rtol=1e-10, atol=1e-10)
         assert torch.equal(model.forward_head(x, pre_logits=True), x.mean((2, 3)))
 
 
@@ -108,16 +95,9 @@ def test_dropout_is_where_the_paper_has_it():
 @torch.no_grad()
 def test_a_stacked_input_gives_the_logits_of_a_slice(dims, reduction):
     """With kernels centred in the new axis, slices never mix."""
-    flat = drawn(create_small("all_cnn", dims=dims, reduction=reduction, num_classes=5))
-    deep = create_small("all_cnn", dims=dims + 1, reduction=reduction, num_classes=5).double().eval()
-    state = dict(flat.state_dict())
-    for key, tensor in deep.state_dict().items():
-        if tensor.ndim > state[key].ndim:
-            wide = torch.zeros_like(tensor)
-            wide[..., (tensor.shape[-1] - 1) // 2] = state[key]
-            state[key] = wide
-    deep.load_state_dict(state)
-    x = image(*(20, 24)[:dims])
+    flat = randomise(create_small("all_cnn", dims=dims, reduction=reduction, num_classes=5), gain=2.0).double()
+    deep = centred(flat, create_small("all_cnn", dims=dims + 1, reduction=reduction, num_classes=5).double())
+    x = image(*(20, 24)[:dims]).double()
     torch.testing.assert_close(deep(x.unsqueeze(-1).expand(*x.shape, 16)), flat(x), rtol=1e-10, atol=1e-10)
 
 
@@ -140,8 +120,8 @@ class Guided(torch.autograd.Function):
 
 def test_guided_gradient_follows_its_rule(monkeypatch):
     """Zero where a ReLU was off, and never negative after one; the model and later gradients stay as they were."""
-    model = drawn(create_small("all_cnn", num_classes=4))
-    x = image(24, 24)
+    model = randomise(create_small("all_cnn", num_classes=4), gain=2.0).double()
+    x = image(24, 24).double()
     before = x.clone()
 
     def score(logits: Tensor) -> Tensor:
@@ -177,10 +157,10 @@ def test_guided_gradient_of_a_small_case():
 def test_the_classifier_is_a_convolution_that_can_be_replaced():
     model = create_small("all_cnn", num_classes=3)
     model.reset_classifier(7)
-    assert model(image(32, 32).float()).shape == (2, 7)
+    assert model(image(32, 32)).shape == (2, 7)
     assert model.head.weight.shape == (7, model.num_features, 1, 1)
     # At the start every class is awake.
-    assert (model(image(32, 32).float()) > 0).all()
+    assert (model(image(32, 32)) > 0).all()
 
 
 def test_wrong_arguments_and_sizes_are_explained():

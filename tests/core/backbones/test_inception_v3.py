@@ -9,6 +9,7 @@ from cnnkit.backbones._inception import Conv, Parts, Smooth
 from cnnkit.backbones.inception_v3 import inception_a, inception_b, inception_c, reduction_b
 from cnnkit.count import count_params, on_meta
 from cnnkit.errors import CheckpointError, InputError, UsageError
+from cnnkit.testing.compare import assert_near, image, randomise
 from cnnkit.weights import load_weights
 from torch import nn
 
@@ -17,39 +18,11 @@ torchvision = pytest.importorskip("torchvision")
 pytestmark = pytest.mark.paper("inception-v3")
 
 
-def fill(state: dict, seed: int = 0) -> dict:
-    """Draw everything that a forward pass reads, also the statistics of norms."""
-    generator = torch.Generator().manual_seed(seed)
-    filled = {}
-    for name, tensor in state.items():
-        noise = torch.randn(tensor.shape, generator=generator)
-        if name.endswith("num_batches_tracked"):
-            noise = torch.zeros_like(tensor, device="cpu")
-        elif name.endswith("running_var"):
-            noise = 0.5 + noise.abs()
-        elif noise.ndim > 1:
-            noise = noise * (2 / noise[0].numel()) ** 0.5
-        else:
-            noise = 0.3 * noise + float(name.endswith("weight"))
-        filled[name] = noise
-    return filled
-
-
 def filled(build, seed: int = 0) -> nn.Module:
-    """Build without the costly initialisation, and fill."""
+    """Build without the costly initialisation, and draw what it would have set."""
     with torch.device("meta"):
         model = build()
-    model.load_state_dict(fill(model.state_dict(), seed), assign=True)
-    return model.eval()
-
-
-def image(*size: int) -> torch.Tensor:
-    return torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
-
-
-def assert_same(ours: torch.Tensor, theirs: torch.Tensor) -> None:
-    assert ours.shape == theirs.shape
-    assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
+    return randomise(model.to_empty(device="cpu"), seed, gain=2.0)
 
 
 @pytest.fixture(scope="module")
@@ -67,9 +40,8 @@ def test_levels_and_logits_equal_timm():
     for size in ((75, 75), (97, 110)):
         last, levels = theirs.forward_intermediates(image(*size)[:1])
         found = ours.forward_pyramid(image(*size)[:1])
-        for level, expected in zip(found, levels, strict=True):
-            assert_same(level, expected)
-        assert_same(ours.forward_head(found[-1]), theirs.forward_head(last))
+        assert_near(found, levels)
+        assert_near(ours.forward_head(found[-1]), theirs.forward_head(last))
 
 
 @torch.no_grad()
@@ -86,11 +58,11 @@ def test_logits_equal_torchvision_with_and_without_the_auxiliary_head(of_torchvi
     theirs.dropout.eval()
     expected = theirs(x)
     theirs.training = False
-    assert_same(logits, expected.logits)
-    assert_same(aux, expected.aux_logits)
+    assert_near(logits, expected.logits)
+    assert_near(aux, expected.aux_logits)
     plain = filled(lambda: create_model("inception_v3", num_classes=5), seed=1)
     assert load_weights(plain, theirs.state_dict()) == "torchvision"
-    assert_same(plain(x[:, :, :99, :99]), theirs(x[:, :, :99, :99]))
+    assert_near(plain(x[:, :, :99, :99]), theirs(x[:, :, :99, :99]))
 
 
 def test_counts_and_shapes():
@@ -181,8 +153,7 @@ def test_a_block_of_a_volume_of_equal_slices_is_that_of_a_slice(name):
     channels = 8
     if name == "b":
         flat, deep = inception_b(Parts(2), 8, 192), inception_b(Parts(3), 8, 192)
-    flat.load_state_dict(fill(flat.state_dict()))
-    flat.double().eval()
+    randomise(flat, gain=2.0).double()
     deep.double().eval()
     sources: dict[str, str | None] = {}
     for key in deep.state_dict():

@@ -7,6 +7,7 @@ import torch
 from cnnkit.backbones import create_model, create_small, list_models, model_entry
 from cnnkit.count import count_params, on_meta
 from cnnkit.errors import ConfigError, InputError
+from cnnkit.testing.compare import centred, image, randomise
 from cnnkit.weights import load_weights
 from torch import Tensor, nn
 
@@ -65,30 +66,11 @@ class Published(nn.Module):
         return self.classifier(self.features(x).amax((2, 3)))
 
 
-def randomise(model: nn.Module) -> nn.Module:
-    """Draw everything that a forward pass reads, also the statistics of norms."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, tensor in model.state_dict().items():
-            noise = torch.randn(tensor.shape, generator=generator)
-            if name.endswith("running_var"):
-                tensor.copy_(0.5 + noise.abs())
-            elif tensor.ndim > 1:
-                tensor.copy_(noise * (2 / tensor[0].numel()) ** 0.5)
-            elif not name.endswith("num_batches_tracked"):
-                tensor.copy_(0.3 * noise + float(name.endswith("weight")))
-    return model.eval()
-
-
-def image(*size: int) -> Tensor:
-    return torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
-
-
 @pytest.mark.parametrize("name", VARIANTS)
 @torch.no_grad()
 def test_logits_equal_those_of_the_published_layers(name):
     """In the authors' own layout of weights, at two sizes."""
-    theirs = randomise(Published(name, width=0.1)).double()
+    theirs = randomise(Published(name, width=0.1), gain=2.0).double()
     ours = create_model(name, width=0.1 * VARIANTS[name][2], num_classes=5).double().eval()
     assert load_weights(ours, theirs.state_dict()) == "official"
     for size in ((32, 32), (67, 75)):
@@ -151,15 +133,8 @@ def test_dropout_follows_each_layer_or_its_pooling():
 @torch.no_grad()
 def test_a_stacked_input_gives_the_logits_of_a_slice(dims):
     """With kernels centred in the new axis, slices never mix."""
-    flat = randomise(create_small("simplenet", dims=dims, num_classes=5)).double()
-    deep = create_small("simplenet", dims=dims + 1, num_classes=5).double().eval()
-    state = dict(flat.state_dict())
-    for key, tensor in deep.state_dict().items():
-        if tensor.ndim > state[key].ndim:
-            wide = torch.zeros_like(tensor)
-            wide[..., (tensor.shape[-1] - 1) // 2] = state[key]
-            state[key] = wide
-    deep.load_state_dict(state)
+    flat = randomise(create_small("simplenet", dims=dims, num_classes=5), gain=2.0).double()
+    deep = centred(flat, create_small("simplenet", dims=dims + 1, num_classes=5).double())
     x = image(*(32, 48)[:dims]).double()
     torch.testing.assert_close(deep(x.unsqueeze(-1).expand(*x.shape, 16)), flat(x), rtol=1e-10, atol=1e-10)
 

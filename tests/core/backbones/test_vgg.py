@@ -7,6 +7,7 @@ import torch
 from cnnkit.backbones import create_model, create_small, model_entry
 from cnnkit.count import count_params, on_meta
 from cnnkit.errors import ConfigError, InputError
+from cnnkit.testing.compare import assert_near, assert_same_keys, centred, image, randomise
 from torch import nn
 
 timm = pytest.importorskip("timm")
@@ -16,32 +17,6 @@ pytestmark = pytest.mark.paper("vgg")
 WIDTHS = (4, 6, 8, 8, 12)
 HEAD = 24
 DEPTHS = {"vgg11": (1, 1, 2, 2, 2), "vgg16": (2, 2, 3, 3, 3), "vgg16_bn": (2, 2, 3, 3, 3)}
-
-
-def randomise(model: nn.Module) -> nn.Module:
-    """Draw everything that a forward pass reads, also the statistics of norms."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, tensor in model.state_dict().items():
-            noise = torch.randn(tensor.shape, generator=generator)
-            if name.endswith("running_var"):
-                tensor.copy_(0.5 + noise.abs())
-            elif tensor.ndim > 1:
-                tensor.copy_(noise * (2 / tensor[0].numel()) ** 0.5)
-            elif name.endswith("weight"):
-                tensor.copy_(1 + 0.3 * noise)
-            elif not name.endswith("num_batches_tracked"):
-                tensor.copy_(0.3 * noise)
-    return model.eval()
-
-
-def image(*size: int) -> torch.Tensor:
-    return torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
-
-
-def assert_same(ours: torch.Tensor, theirs: torch.Tensor) -> None:
-    assert ours.shape == theirs.shape
-    assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
 
 
 def pattern(name: str) -> list:
@@ -55,7 +30,7 @@ def of_timm(name: str) -> nn.Module:
     theirs = timm.models.vgg.VGG(pattern(name), num_classes=5, norm_layer=norm, mlp_ratio=HEAD / 4096)
     theirs.pre_logits.fc2 = nn.Conv2d(HEAD, HEAD, 1)
     theirs.head.fc = nn.Linear(HEAD, 5)
-    return randomise(theirs)
+    return randomise(theirs, gain=2.0)
 
 
 @pytest.mark.parametrize("name", DEPTHS)
@@ -65,11 +40,10 @@ def test_logits_and_levels_equal_timm(name):
     theirs = of_timm(name)
     ours = create_model(name, widths=WIDTHS, head_width=HEAD, num_classes=5, weights=theirs.state_dict()).eval()
     for size in ((64, 64), (256, 288), (75, 97)):
-        assert_same(ours(image(*size)), theirs(image(*size)))
+        assert_near(ours(image(*size)), theirs(image(*size)))
     assert [dict(level) for level in ours.feature_info] == [dict(level) for level in theirs.feature_info]
     expected = theirs.forward_intermediates(image(75, 97), intermediates_only=True)
-    for level, other in zip(ours.forward_pyramid(image(75, 97)), expected, strict=True):
-        assert_same(level, other)
+    assert_near(ours.forward_pyramid(image(75, 97)), expected)
 
 
 @pytest.mark.parametrize("name", DEPTHS)
@@ -79,18 +53,18 @@ def test_logits_equal_torchvision(name):
     theirs = torchvision.models.VGG(torchvision.models.vgg.make_layers(pattern(name), name.endswith("bn")), init_weights=False)
     relu, drop = nn.ReLU(), nn.Dropout()
     theirs.classifier = nn.Sequential(nn.Linear(49 * WIDTHS[-1], HEAD), relu, drop, nn.Linear(HEAD, HEAD), relu, drop, nn.Linear(HEAD, 5))
-    randomise(theirs)
+    randomise(theirs, gain=2.0)
     ours = create_model(name, widths=WIDTHS, head_width=HEAD, num_classes=5, weights=theirs.state_dict()).eval()
     for size in (224, 64):
-        assert_same(ours(image(size, size)), theirs(image(size, size)))
+        assert_near(ours(image(size, size)), theirs(image(size, size)))
     bare = create_model(name, widths=WIDTHS, num_classes=0, weights=theirs.state_dict()).eval()
-    assert_same(bare(image(64, 64)), theirs.features(image(64, 64)).mean((2, 3)))
+    assert_near(bare(image(64, 64)), theirs.features(image(64, 64)).mean((2, 3)))
 
 
 @torch.no_grad()
 def test_dense_evaluation_is_the_mean_over_all_windows():
     """The paper's test on larger images: the net with fully connected layers, on every window of 7x7 features."""
-    model = randomise(create_model("vgg11", widths=WIDTHS, head_width=HEAD, num_classes=5)).double()
+    model = randomise(create_model("vgg11", widths=WIDTHS, head_width=HEAD, num_classes=5), gain=2.0).double()
     features = model.forward_features(image(288, 256).double())
     assert features.shape[2:] == (9, 8)
     windows = [model.forward_head(features[:, :, i : i + 7, j : j + 7]) for i in range(3) for j in range(2)]
@@ -103,7 +77,7 @@ def test_keys_and_shapes_equal_timm(name):
         theirs = timm.create_model(name).state_dict()
     with on_meta():
         ours = create_model(name).state_dict()
-    assert {key: value.shape for key, value in ours.items()} == {key: value.shape for key, value in theirs.items()}
+    assert_same_keys(ours, theirs)
 
 
 def test_counts_of_the_paper():
@@ -118,7 +92,7 @@ def test_counts_of_the_paper():
 
 @torch.no_grad()
 def test_local_response_normalisation_follows_its_equation():
-    model = randomise(create_model("vgg11_lrn", widths=(9, 4, 4, 4, 4), num_classes=0)).double()
+    model = randomise(create_model("vgg11_lrn", widths=(9, 4, 4, 4, 4), num_classes=0), gain=2.0).double()
     x = 30 * image(32, 32).double()
     a = model.features[0](x).relu()
     padded = torch.cat([torch.zeros(2, 2, 32, 32), a.square(), torch.zeros(2, 2, 32, 32)], 1)
@@ -132,15 +106,8 @@ def test_local_response_normalisation_follows_its_equation():
 @torch.no_grad()
 def test_a_stacked_input_gives_the_logits_of_a_slice(dims):
     """With kernels centred in the new axis, slices never mix."""
-    flat = randomise(create_small("vgg", dims=dims, num_classes=5).double())
-    deep = create_small("vgg", dims=dims + 1, num_classes=5).double().eval()
-    state = dict(flat.state_dict())
-    for key, tensor in deep.state_dict().items():
-        if tensor.ndim > state[key].ndim:
-            wide = torch.zeros_like(tensor)
-            wide[..., (tensor.shape[-1] - 1) // 2] = state[key]
-            state[key] = wide
-    deep.load_state_dict(state)
+    flat = randomise(create_small("vgg", dims=dims, num_classes=5).double(), gain=2.0)
+    deep = centred(flat, create_small("vgg", dims=dims + 1, num_classes=5).double())
     x = image(*(64, 96)[:dims]).double()
     torch.testing.assert_close(deep(x.unsqueeze(-1).expand(*x.shape, 64)), flat(x), rtol=1e-10, atol=1e-10)
 
