@@ -117,6 +117,8 @@ def test_all_that_a_forward_pass_reads_is_drawn_and_nothing_else():
     first = after["0.weight"].clone()
     assert torch.equal(randomise(model, gain=2.0).get_parameter("0.weight"), first)
     assert not torch.equal(randomise(model, seed=1).get_parameter("0.weight"), first)
+    state = randomise({key: value.clone() for key, value in after.items()})
+    assert_same(state, dict(randomise(model).state_dict()))
 
 
 def test_images_are_the_same_for_the_same_arguments():

@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+Drawn = TypeVar("Drawn", nn.Module, dict[str, Tensor])
 
 
 def assert_same(one: Any, other: Any, *, rtol: float = 0.0, atol: float = 0.0, where: str = "value") -> None:
@@ -100,7 +102,7 @@ def stir(model: nn.Module, seed: int = 0) -> nn.Module:
     return model
 
 
-def randomise(model: nn.Module, seed: int = 0, *, gain: float = 1.0, spread: Mapping[str, float] | None = None) -> nn.Module:
+def randomise(model: Drawn, seed: int = 0, *, gain: float = 1.0, spread: Mapping[str, float] | None = None) -> Drawn:
     """Draw everything that a forward pass reads, so that no error hides behind a 0 or a 1, and return the model in evaluation.
 
     Matrices and kernels keep the variance of what they weigh, one-dimensional weights and the scales of branches
@@ -108,14 +110,14 @@ def randomise(model: nn.Module, seed: int = 0, *, gain: float = 1.0, spread: Map
     What is no floating-point number stays, as the counts of batches do.
 
     Args:
-        model: A model; its weights and buffers are overwritten.
+        model: A model, or a state alone; its weights and buffers are overwritten.
         seed: Of the draw, which does not touch the global generator.
         gain: The variance that matrices and kernels give to an input of variance 1; a long chain of rectified layers wants 2.
         spread: Standard deviations for what has no fan-in, by a part of the name: ``{"pos_embed": 1.0}``.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for name, tensor in model.state_dict().items():
+        for name, tensor in (model.state_dict() if isinstance(model, nn.Module) else model).items():
             if not tensor.is_floating_point():
                 continue
             noise = torch.randn(tensor.shape, generator=generator)
@@ -132,7 +134,7 @@ def randomise(model: nn.Module, seed: int = 0, *, gain: float = 1.0, spread: Map
             else:
                 noise = noise * (gain / math.prod(tensor.shape[1:])) ** 0.5
             tensor.copy_(noise)
-    return model.eval()
+    return model.eval() if isinstance(model, nn.Module) else model
 
 
 def image(*size: int, channels: int = 3, batch: int = 2, seed: int = 1) -> Tensor:

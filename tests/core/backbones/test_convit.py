@@ -9,7 +9,7 @@ from cnnkit.backbones import create_model, create_small, list_models, model_entr
 from cnnkit.backbones.convit import GatedPositionalAttention
 from cnnkit.count import count_macs, count_params, on_meta
 from cnnkit.errors import ConfigError, InputError
-from cnnkit.testing.compare import without_gradient
+from cnnkit.testing.compare import assert_same_keys, image, randomise, without_gradient
 from cnnkit.weights import load_weights
 from torch import nn
 
@@ -20,24 +20,8 @@ OF_TIMM = {"convit_tiny": "convit_tiny", "convit_small": "convit_small", "convit
 CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
-def randomise(model: nn.Module) -> nn.Module:
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, tensor in model.state_dict().items():
-            noise = torch.randn(tensor.shape, generator=generator).to(tensor)
-            if name.endswith(("pos_embed", "cls_token")):
-                tensor.copy_(noise)
-            elif name.endswith("pos_proj.weight"):
-                tensor.copy_(0.3 * noise)
-            elif tensor.ndim > 1:
-                tensor.copy_(noise / tensor[0].numel() ** 0.5)
-            else:
-                tensor.copy_(0.3 * noise + float(name.endswith("weight")))
-    return model.eval()
-
-
-def image(*size: int) -> torch.Tensor:
-    return torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+def drawn(model: nn.Module) -> nn.Module:
+    return randomise(model, spread={"pos_embed": 1.0, "cls_token": 1.0, "pos_proj.weight": 0.3})
 
 
 def of_timm(**sizes) -> nn.Module:
@@ -49,10 +33,10 @@ def of_timm(**sizes) -> nn.Module:
 @pytest.mark.parametrize("pool", ["token", "avg"])
 @torch.no_grad()
 def test_logits_and_levels_equal_timm(pool):
-    theirs = randomise(of_timm(global_pool=pool).double())
+    theirs = drawn(of_timm(global_pool=pool).double())
     ours = create_model("convit_tiny", num_classes=5, global_pool=pool, **SMALL).double().eval()
     assert load_weights(ours, theirs.state_dict()) == "timm"
-    x = image(32, 32)
+    x = image(32, 32).double()
     torch.testing.assert_close(ours(x), theirs(x), rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(ours.forward_features(x), theirs.forward_features(x), rtol=1e-10, atol=1e-10)
     for level, other in zip(ours.forward_pyramid(x), theirs.forward_intermediates(x, intermediates_only=True), strict=True):
@@ -68,7 +52,7 @@ def test_variants_have_the_keys_and_shapes_of_timm(name):
     with on_meta():
         ours = create_model(name)
     converted = ours.layouts[0].convert(theirs.state_dict())
-    assert {k: v.shape for k, v in converted.items()} == {k: v.shape for k, v in ours.state_dict().items()}
+    assert_same_keys(converted, ours)
     dropped = theirs.state_dict().keys() - converted.keys()
     assert dropped == {f"blocks.{index}.attn.pos_proj.bias" for index in range(10)}
 
@@ -133,7 +117,7 @@ def test_it_starts_as_a_convolution(grid, heads):
 def test_attention_is_its_equation(grid):
     """The whole maps of content and position, mixed by the gate and normalised again, as the paper writes them."""
     dims, heads, width = len(grid), 3, 12
-    layer = randomise(GatedPositionalAttention(width, heads=heads, dims=dims).double())
+    layer = drawn(GatedPositionalAttention(width, heads=heads, dims=dims).double())
     x = torch.randn(2, *grid, width, dtype=torch.float64)
     tokens = x.flatten(1, -2)
     points = torch.stack(torch.meshgrid(*(torch.arange(side, dtype=torch.float64) for side in grid), indexing="ij"), -1).flatten(0, -2)
@@ -160,30 +144,30 @@ def test_heads_that_make_no_whole_kernel_are_left_over(heads, dims, side):
 
 @torch.no_grad()
 def test_positions_are_interpolated_for_other_sizes():
-    native = randomise(create_model("convit_tiny", num_classes=5, **SMALL).double())
+    native = drawn(create_model("convit_tiny", num_classes=5, **SMALL).double())
     other = create_model("convit_tiny", num_classes=5, **{**SMALL, "img_size": (48, 64)}).double().eval()
     state = native.state_dict()
     table = state["pos_embed"].mT.unflatten(-1, (4, 4))
     state["pos_embed"] = F.interpolate(table, size=(6, 8), mode="bilinear", align_corners=False).flatten(2).mT
     other.load_state_dict(state)
-    x = image(48, 64)
+    x = image(48, 64).double()
     torch.testing.assert_close(native(x), other(x), rtol=1e-10, atol=1e-10)
 
 
 def test_the_class_token_joins_after_the_local_layers():
-    model = randomise(create_model("convit_tiny", num_classes=5, **SMALL).double())
+    model = drawn(create_model("convit_tiny", num_classes=5, **SMALL).double())
     with torch.no_grad():
-        levels = model.forward_pyramid(image(32, 32))
+        levels = model.forward_pyramid(image(32, 32).double())
         model.cls_token.add_(1.0)
-        again = model.forward_pyramid(image(32, 32))
+        again = model.forward_pyramid(image(32, 32).double())
     assert [torch.equal(one, other) for one, other in zip(levels, again, strict=True)] == [True, True, False, False]
 
 
 @pytest.mark.parametrize("last", [0, 1, 2, 3])
 def test_a_cut_pyramid_equals_the_whole_and_uses_what_it_keeps(last):
-    whole = randomise(create_model("convit_tiny", num_classes=0, **SMALL))
+    whole = drawn(create_model("convit_tiny", num_classes=0, **SMALL))
     part = create_model("convit_tiny", features_only=True, out_indices=(last,), weights=whole.state_dict(), **SMALL)
-    x = image(32, 32).float()
+    x = image(32, 32)
     (level,) = part(x)
     torch.testing.assert_close(level, whole.forward_pyramid(x)[last], rtol=1e-5, atol=1e-5)
     level.square().mean().backward()
@@ -213,7 +197,7 @@ def test_gates_move_in_training():
 @torch.no_grad()
 def test_axes_are_treated_alike():
     sizes = {**SMALL, "heads": 8, "img_size": (32, 16, 24)}
-    model = randomise(create_model("convit_tiny", num_classes=4, dims=3, **sizes).double())
+    model = drawn(create_model("convit_tiny", num_classes=4, dims=3, **sizes).double())
     turned = create_model("convit_tiny", num_classes=4, dims=3, **{**sizes, "img_size": (24, 16, 32)}).double().eval()
     state = {}
     for key, value in model.state_dict().items():
@@ -223,14 +207,14 @@ def test_axes_are_treated_alike():
             value = value[:, [2, 1, 0, 3]]
         state[key] = value.transpose(2, 4) if value.ndim == 5 else value
     turned.load_state_dict(state)
-    x = image(32, 16, 24)
+    x = image(32, 16, 24).double()
     torch.testing.assert_close(model(x), turned(x.transpose(2, 4)), rtol=1e-9, atol=1e-9)
 
 
 @torch.no_grad()
 def test_a_model_of_one_dimension_is_one_of_two_on_a_line():
     """An image of one row of patches: the positional attention along the other axis has one place to look at."""
-    flat = randomise(create_model("convit_tiny", num_classes=4, dims=1, **SMALL).double())
+    flat = drawn(create_model("convit_tiny", num_classes=4, dims=1, **SMALL).double())
     deep = create_model("convit_tiny", num_classes=4, dims=2, **{**SMALL, "img_size": (8, 32)}).double().eval()
     state = dict(flat.state_dict())
     state["patch_embed.proj.weight"] = state["patch_embed.proj.weight"].unsqueeze(2).expand(-1, -1, 8, -1) / 8
@@ -238,7 +222,7 @@ def test_a_model_of_one_dimension_is_one_of_two_on_a_line():
         weight = state[f"blocks.{index}.attn.pos_proj.weight"]
         state[f"blocks.{index}.attn.pos_proj.weight"] = torch.stack([weight[:, 0], torch.randn(4).double(), weight[:, 1]], dim=1)
     deep.load_state_dict(state)
-    x = image(32)
+    x = image(32).double()
     torch.testing.assert_close(flat(x), deep(x.unsqueeze(2).expand(-1, -1, 8, -1)), rtol=1e-10, atol=1e-10)
 
 

@@ -9,7 +9,7 @@ from cnnkit.backbones import create_model, list_models, model_entry
 from cnnkit.backbones.crossvit import ClassCrossAttention, MultiScaleEncoder, resize_cubic
 from cnnkit.count import count_macs, count_params, on_meta
 from cnnkit.errors import ConfigError, InputError
-from cnnkit.testing.compare import without_gradient
+from cnnkit.testing.compare import assert_same_keys, image, randomise, without_gradient
 from cnnkit.weights import load_weights, rename_keys
 from torch import nn
 
@@ -19,22 +19,8 @@ SMALL = {"widths": (8, 12), "depths": (1, 2), "encoders": 2, "heads": 2, "img_si
 ONLY_IN_THE_PAPER = "crossvit_18_dagger_504"
 
 
-def randomise(model: nn.Module) -> nn.Module:
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, tensor in model.state_dict().items():
-            noise = torch.randn(tensor.shape, generator=generator).to(tensor)
-            if name.startswith(("pos_embed", "cls_token")):
-                tensor.copy_(noise)
-            elif tensor.ndim > 1:
-                tensor.copy_(noise / tensor[0].numel() ** 0.5)
-            else:
-                tensor.copy_(0.3 * noise + float(name.endswith("weight")))
-    return model.eval()
-
-
-def image(*size: int) -> torch.Tensor:
-    return torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+def drawn(model: nn.Module) -> nn.Module:
+    return randomise(model, spread={"pos_embed": 1.0, "cls_token": 1.0})
 
 
 def of_timm(**sizes) -> nn.Module:
@@ -54,10 +40,10 @@ def of_timm(**sizes) -> nn.Module:
 @pytest.mark.parametrize(("dagger", "pool"), [(False, "token"), (True, "token"), (True, "avg")])
 @torch.no_grad()
 def test_logits_and_levels_equal_timm(dagger, pool):
-    theirs = randomise(of_timm(multi_conv=dagger, global_pool=pool).double())
+    theirs = drawn(of_timm(multi_conv=dagger, global_pool=pool).double())
     ours = create_model("crossvit_9_240", num_classes=5, conv_patches=dagger, global_pool=pool, **SMALL).double().eval()
     assert load_weights(ours, theirs.state_dict()) == "cnnkit", "timm's keys and shapes are its own"
-    x = image(48, 48)
+    x = image(48, 48).double()
     torch.testing.assert_close(ours(x), theirs(x), rtol=1e-10, atol=1e-10)
     for tokens, other in zip(ours.forward_features(x), theirs.forward_features(x), strict=True):
         torch.testing.assert_close(tokens, other, rtol=1e-10, atol=1e-10)
@@ -76,7 +62,7 @@ def test_variants_have_the_keys_and_shapes_of_timm(name):
         theirs = timm.create_model(name)
     with on_meta():
         ours = create_model(name)
-    assert {k: v.shape for k, v in ours.state_dict().items()} == {k: v.shape for k, v in theirs.state_dict().items()}
+    assert_same_keys(ours, theirs)
     assert ours.grids == [tuple(s // p for s, p in zip(embed.img_size, embed.patch_size, strict=True)) for embed in theirs.patch_embed]
     for encoder, other in zip(ours.blocks, theirs.blocks, strict=True):
         for branch in range(2):
@@ -92,11 +78,11 @@ def test_all_of_timm_are_there():
 
 @torch.no_grad()
 def test_the_official_layout_is_read():
-    model = randomise(create_model("crossvit_9_240", num_classes=5, **SMALL).double())
+    model = drawn(create_model("crossvit_9_240", num_classes=5, **SMALL).double())
     official = rename_keys(model.state_dict(), ((r"^(pos_embed|cls_token)_", r"\1."),))
     again = create_model("crossvit_9_240", num_classes=5, **SMALL).double().eval()
     assert load_weights(again, official) == "official"
-    torch.testing.assert_close(again(image(48, 48)), model(image(48, 48)), rtol=0, atol=0)
+    torch.testing.assert_close(again(image(48, 48).double()), model(image(48, 48).double()), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("name", [f"crossvit_{size}_240" for size in ("tiny", "small", "base", "15")])
@@ -116,7 +102,7 @@ def test_cross_attention_is_linear_in_the_tokens():
 
 @torch.no_grad()
 def test_the_exchange_is_its_equation():
-    encoder = randomise(MultiScaleEncoder((8, 12), (1, 1), heads=2, mlp_ratio=3.0, rates=[0.0]).double())
+    encoder = drawn(MultiScaleEncoder((8, 12), (1, 1), heads=2, mlp_ratio=3.0, rates=[0.0]).double())
     branches = [torch.randn(2, 1 + tokens, width, dtype=torch.float64) for tokens, width in ((9, 8), (4, 12))]
     for index, exchanged in enumerate(encoder.exchange(branches)):
         own, other, width = branches[index], branches[1 - index], (12, 8)[index]
@@ -155,7 +141,7 @@ def test_cubic_resampling_treats_axes_one_by_one(size):
 
 @torch.no_grad()
 def test_positions_are_interpolated_for_other_sizes():
-    native = randomise(create_model("crossvit_9_240", num_classes=5, **SMALL).double())
+    native = drawn(create_model("crossvit_9_240", num_classes=5, **SMALL).double())
     other = create_model("crossvit_9_240", num_classes=5, **{**SMALL, "img_size": (72, 96)}).double().eval()
     state = native.state_dict()
     for branch, (side, grid) in enumerate(((4, (6, 8)), (2, (3, 4)))):
@@ -163,18 +149,18 @@ def test_positions_are_interpolated_for_other_sizes():
         table = F.interpolate(table.mT.unflatten(-1, (side, side)), size=grid, mode="bilinear", align_corners=False)
         state[f"pos_embed_{branch}"] = torch.cat([token, table.flatten(2).mT], dim=1)
     other.load_state_dict(state)
-    x = image(72, 96)
+    x = image(72, 96).double()
     torch.testing.assert_close(native(x), other(x), rtol=1e-10, atol=1e-10)
     assert (native(x) - native(x.flip(-1))).abs().max() > 1e-3, "positions must count"
 
 
 @pytest.mark.parametrize("last", [0, 1])
 def test_a_cut_pyramid_equals_the_whole_and_uses_what_it_keeps(last):
-    whole = randomise(create_model("crossvit_9_dagger_240", num_classes=0, **SMALL))
+    whole = drawn(create_model("crossvit_9_dagger_240", num_classes=0, **SMALL))
     levels = tuple(range(last + 1))
     part = create_model("crossvit_9_dagger_240", features_only=True, out_indices=levels, weights=whole.state_dict(), **SMALL)
-    found = part(image(48, 48).float())
-    for level, expected in zip(found, whole.forward_pyramid(image(48, 48).float()), strict=False):
+    found = part(image(48, 48))
+    for level, expected in zip(found, whole.forward_pyramid(image(48, 48)), strict=False):
         torch.testing.assert_close(level, expected, rtol=1e-5, atol=1e-5)
     sum(level.square().mean() for level in found).backward()
     assert without_gradient(part) == []
@@ -189,7 +175,7 @@ def test_stochastic_depth_rises_over_the_encoders():
 
 @torch.no_grad()
 def test_axes_are_treated_alike():
-    model = randomise(create_model("crossvit_9_dagger_240", num_classes=4, dims=3, **{**SMALL, "img_size": (48, 24, 36)}).double())
+    model = drawn(create_model("crossvit_9_dagger_240", num_classes=4, dims=3, **{**SMALL, "img_size": (48, 24, 36)}).double())
     turned = create_model("crossvit_9_dagger_240", num_classes=4, dims=3, **{**SMALL, "img_size": (36, 24, 48)}).double().eval()
     state = {}
     for key, value in model.state_dict().items():
@@ -198,14 +184,14 @@ def test_axes_are_treated_alike():
             value = torch.cat([value[:, :1], table], dim=1)
         state[key] = value.transpose(2, 4) if value.ndim == 5 else value
     turned.load_state_dict(state)
-    x = image(48, 24, 36)
+    x = image(48, 24, 36).double()
     torch.testing.assert_close(model(x), turned(x.transpose(2, 4)), rtol=1e-9, atol=1e-9)
 
 
 @torch.no_grad()
 def test_a_model_of_one_dimension_is_one_of_two_on_a_line():
     """Embedding of an image of equal rows, whose kernels average over them."""
-    flat = randomise(create_model("crossvit_9_240", num_classes=4, dims=1, **SMALL).double())
+    flat = drawn(create_model("crossvit_9_240", num_classes=4, dims=1, **SMALL).double())
     deep = create_model("crossvit_9_240", num_classes=4, dims=2, **{**SMALL, "img_size": (24, 48)}).double().eval()
     state = dict(flat.state_dict())
     for branch, patch in enumerate((12, 16)):
@@ -216,7 +202,7 @@ def test_a_model_of_one_dimension_is_one_of_two_on_a_line():
     deep.load_state_dict(state)
     assert [grid[0] for grid in deep.grids] == [2, 1]
     # Twice the same row of small patches beside one class token is not one row, so only what stays within a branch is compared.
-    x = image(48)
+    x = image(48).double()
     stacked = x.unsqueeze(2).expand(-1, -1, 24, -1)
     for branch in range(2):
         tokens, _ = flat.embed(branch, x)

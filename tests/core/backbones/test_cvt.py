@@ -8,7 +8,7 @@ from cnnkit.backbones import create_model, list_models
 from cnnkit.backbones.cvt import ConvAttention
 from cnnkit.count import on_meta
 from cnnkit.errors import ConfigError
-from cnnkit.testing.compare import stir, without_gradient
+from cnnkit.testing.compare import assert_same_keys, centred, image, randomise, stir, without_gradient
 from cnnkit.weights import load_weights
 from torch import nn
 
@@ -22,24 +22,8 @@ VARIANTS = {
 SMALL = {"depths": (1, 2, 3), "widths": (8, 16, 24), "heads": (1, 2, 3)}
 
 
-def randomise(model: nn.Module) -> nn.Module:
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, tensor in model.state_dict().items():
-            if name.endswith("num_batches_tracked"):
-                continue
-            noise = torch.randn(tensor.shape, generator=generator).to(tensor)
-            if name.endswith("running_var"):
-                tensor.copy_(0.5 + noise.abs())
-            elif tensor.ndim > 1:
-                tensor.copy_(noise if name.endswith("cls_token") else noise / tensor[0].numel() ** 0.5)
-            else:
-                tensor.copy_(0.3 * noise + float(name.endswith("weight")))
-    return model.eval()
-
-
-def image(*size: int) -> torch.Tensor:
-    return torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+def drawn(model: nn.Module) -> nn.Module:
+    return randomise(model, spread={"cls_token": 1.0})
 
 
 def of_transformers(**sizes) -> nn.Module:
@@ -51,12 +35,12 @@ def of_transformers(**sizes) -> nn.Module:
 def test_logits_and_levels_equal_transformers():
     """With its activation; the paper's own code has the quick one."""
     theirs = of_transformers(depth=SMALL["depths"], embed_dim=SMALL["widths"], num_heads=SMALL["heads"], num_labels=5)
-    randomise(theirs.double())
+    drawn(theirs.double())
     ours = create_model("cvt_13", num_classes=5, act="gelu", **SMALL).double()
     assert load_weights(ours, theirs.state_dict()) == "transformers"
     ours.eval()
     for size in ((64, 64), (75, 97)):
-        x = image(*size)
+        x = image(*size).double()
         expected = theirs(x, output_hidden_states=True)
         torch.testing.assert_close(ours(x), expected.logits, rtol=1e-10, atol=1e-10)
         for level, other in zip(ours.forward_pyramid(x), expected.hidden_states, strict=True):
@@ -70,7 +54,7 @@ def test_variants_have_the_keys_and_shapes_of_transformers(name):
     with on_meta():
         ours = create_model(name)
     converted = ours.layouts[1].convert(theirs.state_dict())
-    assert {k: v.shape for k, v in converted.items()} == {k: v.shape for k, v in ours.state_dict().items()}
+    assert_same_keys(converted, ours)
 
 
 def test_all_variants_are_covered():
@@ -89,7 +73,7 @@ def test_the_perceptrons_have_the_quick_approximation():
 @torch.no_grad()
 def test_attention_is_its_equation(grid, before):
     dims, width, heads = len(grid), 6, 2
-    layer = randomise(ConvAttention(width, heads=heads, dims=dims).double())
+    layer = drawn(ConvAttention(width, heads=heads, dims=dims).double())
     positions = int(torch.Size(grid).numel())
     x = torch.randn(2, before + positions, width, dtype=torch.float64)
     image = x[:, before:].mT.reshape(2, width, *grid)
@@ -133,7 +117,7 @@ def test_other_input_sizes_are_admitted_without_change(side):
 
 
 def test_only_the_last_convolution_of_queries_is_without_a_part_in_the_class_token():
-    x = image(64, 64).float()
+    x = image(64, 64)
     unused = [f"stage2.blocks.2.attn.conv_proj_q.{name}" for name in ("conv.weight", "bn.weight", "bn.bias")]
     for pool, expected in (("token", unused), ("avg", [])):
         torch.manual_seed(0)
@@ -145,18 +129,18 @@ def test_only_the_last_convolution_of_queries_is_without_a_part_in_the_class_tok
 @pytest.mark.parametrize("pool", ["token", "avg", "max"])
 @torch.no_grad()
 def test_pooling(pool):
-    model = randomise(create_model("cvt_13", num_classes=0, global_pool=pool, **SMALL))
-    tokens = model.forward_features(image(64, 64).float())
+    model = drawn(create_model("cvt_13", num_classes=0, global_pool=pool, **SMALL))
+    tokens = model.forward_features(image(64, 64))
     expected = {"token": tokens[:, 0], "avg": tokens[:, 1:].mean(1), "max": tokens[:, 1:].amax(1)}[pool]
     torch.testing.assert_close(model.forward_head(tokens), expected)
 
 
 @torch.no_grad()
 def test_axes_are_treated_alike():
-    model = randomise(create_model("cvt_13", num_classes=4, dims=3, **SMALL).double())
+    model = drawn(create_model("cvt_13", num_classes=4, dims=3, **SMALL).double())
     turned = create_model("cvt_13", num_classes=4, dims=3, **SMALL).double().eval()
     turned.load_state_dict({k: v.transpose(2, 4) if v.ndim == 5 else v for k, v in model.state_dict().items()})
-    x = image(32, 16, 48)
+    x = image(32, 16, 48).double()
     torch.testing.assert_close(model(x), turned(x.transpose(2, 4)), rtol=1e-9, atol=1e-9)
 
 
@@ -164,18 +148,11 @@ def test_axes_are_treated_alike():
 @torch.no_grad()
 def test_the_pyramid_of_a_stacked_input_equals_the_one_of_a_slice(dims):
     """Kernels at the centre of the new axis; every key then stands equally often, which changes no softmax without a class token."""
-    flat = randomise(create_model("cvt_13", num_classes=0, dims=dims, **SMALL).double())
-    deep = create_model("cvt_13", num_classes=0, dims=dims + 1, **SMALL).double().eval()
-    state = flat.state_dict()
-    for key, tensor in deep.state_dict().items():
-        if tensor.ndim > state[key].ndim:
-            wide = torch.zeros_like(tensor)
-            wide[..., tensor.shape[-1] // 2] = state[key]
-            state[key] = wide
-    deep.load_state_dict(state)
+    flat = drawn(create_model("cvt_13", num_classes=0, dims=dims, **SMALL).double())
+    deep = centred(flat, create_model("cvt_13", num_classes=0, dims=dims + 1, **SMALL).double())
     for model in (flat, deep):
         model.stage2.cls_token = None
-    x = image(32, 48)[(..., 0)[: 3 - dims]]
+    x = image(32, 48).double()[(..., 0)[: 3 - dims]]
     for level, other in zip(flat.forward_pyramid(x), deep.forward_pyramid(x.unsqueeze(-1).expand(*x.shape, 32)), strict=True):
         torch.testing.assert_close(level.unsqueeze(-1).expand_as(other), other, rtol=1e-9, atol=1e-9)
 
