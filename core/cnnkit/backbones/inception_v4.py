@@ -187,7 +187,7 @@ FAMILY = Family(
     name="inception_v4",
     cls=InceptionV4,
     paper="inception-v4",
-    small=("inception_v4", {"width": 0.06, "depths": (1, 1, 1), "aligned": True}),
+    small=("inception_v4", {"width": 0.1, "depths": (1, 1, 1), "aligned": True}),
     summary="Inception with one kind of block per grid, and a stem that branches (Szegedy et al., 2017).",
     variants={"inception_v4": Variant({}, Figures(input_size=299, quality="20.0 % top-1 and 5.0 % top-5 error, single crop"))},
 )
