@@ -13,6 +13,7 @@ from cnnkit.backbones.resnet import Bottleneck
 from cnnkit.count import count_macs, count_params, on_meta
 from cnnkit.errors import CheckpointError, PluginError, UsageError
 from cnnkit.registry import Entry
+from cnnkit.testing.compare import assert_near, assert_same_keys, centred, image, randomise
 from safetensors.torch import save_file
 from torch import nn
 
@@ -20,34 +21,6 @@ timm = pytest.importorskip("timm")
 torchvision = pytest.importorskip("torchvision")
 
 SIZES = ((64, 64), (75, 97))
-
-
-def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Draw everything a forward pass reads, also statistics, affine maps and layer scales, so that no error hides behind a 0 or a 1."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, tensor in model.state_dict().items():
-            if name.endswith("num_batches_tracked"):
-                continue
-            noise = torch.randn(tensor.shape, generator=generator)
-            if name.endswith("running_var"):
-                tensor.copy_(0.5 + noise.abs())
-            elif tensor.ndim > 1:
-                tensor.copy_(noise / tensor[0].numel() ** 0.5)
-            elif "gamma" in name or name.endswith("weight"):
-                tensor.copy_(1 + 0.3 * noise)
-            else:
-                tensor.copy_(0.3 * noise)
-    return model.eval()
-
-
-def image(size: tuple[int, ...], channels: int = 3) -> torch.Tensor:
-    return torch.randn(2, channels, *size, generator=torch.Generator().manual_seed(1))
-
-
-def assert_same(ours: torch.Tensor, theirs: torch.Tensor, tolerance: float = 1e-5) -> None:
-    assert ours.shape == theirs.shape
-    assert (ours - theirs).abs().max() <= tolerance * theirs.abs().max()
 
 
 # Every kind of block and the sizes that distinguish stages, at a cost that a test can pay. That the named
@@ -75,18 +48,18 @@ def test_logits_and_features_equal_timm(name):
     theirs = of_timm(name, num_classes=10)
     ours = create_model(name, num_classes=10, weights=theirs.state_dict(), **OURS[name]).eval()
     for size in SIZES:
-        x = image(size)
+        x = image(*size)
         features = ours.forward_features(x)
-        assert_same(features, theirs.forward_features(x))
-        assert_same(ours.forward_head(features, pre_logits=True), theirs.forward_head(features, pre_logits=True))
-        assert_same(ours(x), theirs(x))
+        assert_near(features, theirs.forward_features(x))
+        assert_near(ours.forward_head(features, pre_logits=True), theirs.forward_head(features, pre_logits=True))
+        assert_near(ours(x), theirs(x))
 
 
 @pytest.mark.parametrize("name", list_models(family="resnet") + list_models(family="convnext"))
 def test_variants_have_the_keys_and_shapes_of_timm(name):
     with on_meta():
         ours, theirs = create_model(name), timm.create_model(name)
-    assert {k: v.shape for k, v in ours.state_dict().items()} == {k: v.shape for k, v in theirs.state_dict().items()}
+    assert_same_keys(ours, theirs)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", pytest.param("convnext_tiny", marks=pytest.mark.paper("convnext"))])
@@ -95,7 +68,7 @@ def test_full_size_logits_equal_torchvision(name):
     theirs = randomise(getattr(torchvision.models, name)(weights=None))
     ours = create_model(name, weights=theirs.state_dict()).eval()
     for size in SIZES:
-        assert_same(ours(image(size)), theirs(image(size)))
+        assert_near(ours(image(*size)), theirs(image(*size)))
 
 
 @pytest.mark.paper("convnext")
@@ -125,7 +98,7 @@ def test_convnext_reads_the_official_layout():
     back = checkpoint_filter_fn(dict(official), theirs)
     assert back.keys() == theirs.state_dict().keys(), "the layout made here is not the one that timm knows as official"
     ours = create_model("convnext_tiny", num_classes=7, weights=official, **OURS["convnext_tiny"]).eval()
-    assert_same(ours(image((64, 64))), theirs(image((64, 64))))
+    assert_near(ours(image(64, 64)), theirs(image(64, 64)))
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "convnext_tiny"])
@@ -141,8 +114,7 @@ def test_pyramid_equals_timm(name, out_indices):
     assert ours.feature_info.channels() == ours.channels == theirs.feature_info.channels()
     assert ours.feature_info.reduction() == ours.reductions == theirs.feature_info.reduction()
     assert count_params(ours) == count_params(theirs)
-    for level, expected in zip(ours(image((75, 97))), theirs(image((75, 97))), strict=True):
-        assert_same(level, expected)
+    assert_near(ours(image(75, 97)), theirs(image(75, 97)))
 
 
 @pytest.mark.parametrize(("name", "stride"), [("resnet18", 8), ("resnet50", 8), ("resnet50", 16)])
@@ -151,8 +123,8 @@ def test_dilated_resnet_equals_timm(name, stride):
     theirs = of_timm(name, output_stride=stride, num_classes=3)
     ours = create_model(name, output_stride=stride, num_classes=3, weights=theirs.state_dict(), **OURS[name]).eval()
     assert ours.feature_info.reduction() == [level["reduction"] for level in theirs.feature_info]
-    features = ours.forward_features(image((75, 97)))
-    assert_same(features, theirs.forward_features(image((75, 97))))
+    features = ours.forward_features(image(75, 97))
+    assert_near(features, theirs.forward_features(image(75, 97)))
 
 
 @pytest.mark.parametrize("name", ["resnet50", "resnet101", "resnet152"])
@@ -182,18 +154,6 @@ def test_count_macs_is_the_closed_form_and_leaves_the_mode():
 TINY = {"depths": (1, 1, 1, 1), "widths": NARROW}
 
 
-def centred(flat: nn.Module, deep: nn.Module) -> nn.Module:
-    """Fill a model of one more dimension with the flat one's kernels at the centre of the new last axis."""
-    state = dict(flat.state_dict())
-    for key, tensor in deep.state_dict().items():
-        if tensor.ndim > state[key].ndim:
-            wide = torch.zeros_like(tensor)
-            wide[..., (tensor.shape[-1] - 1) // 2] = state[key]
-            state[key] = wide
-    deep.load_state_dict(state)
-    return deep.eval()
-
-
 @pytest.mark.parametrize("dims", [1, 2])
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
 @torch.no_grad()
@@ -201,7 +161,7 @@ def test_resnet_of_a_stacked_input_equals_the_one_of_a_slice(name, dims):
     """With kernels centred in the new axis, slices never mix; max pooling sees equal slices; the stride takes some of them."""
     flat = randomise(create_model(name, dims=dims, num_classes=5, **TINY).double())
     deep = centred(flat, create_model(name, dims=dims + 1, num_classes=5, **TINY).double())
-    x = image((40, 36)[:dims]).double()
+    x = image(*(40, 36)[:dims]).double()
     torch.testing.assert_close(deep(x.unsqueeze(-1).expand(*x.shape, 33)), flat(x), rtol=1e-10, atol=1e-10)
 
 
@@ -211,7 +171,7 @@ def test_resnet_of_a_stacked_input_equals_the_one_of_a_slice(name, dims):
 def test_convnext_of_a_stacked_input_equals_the_one_of_a_slice(dims):
     flat = randomise(create_model("convnext_tiny", dims=dims, num_classes=5, **TINY).double())
     deep = centred(flat, create_model("convnext_tiny", dims=dims + 1, num_classes=5, **TINY).double())
-    x = image((64, 32)[:dims]).double()
+    x = image(*(64, 32)[:dims]).double()
     torch.testing.assert_close(deep(x.unsqueeze(-1).expand(*x.shape, 64)), flat(x), rtol=1e-10, atol=1e-10)
 
 
@@ -222,7 +182,7 @@ def test_axes_are_treated_alike(name):
     turned = create_model(name, dims=3, num_classes=0, **TINY)
     randomise(model.double())
     turned.double().eval().load_state_dict({k: v.movedim(2, 4) if v.ndim == 5 else v for k, v in model.state_dict().items()})
-    x = image((32, 40, 48)).double()
+    x = image(32, 40, 48).double()
     with torch.no_grad():
         torch.testing.assert_close(turned.forward_features(x.movedim(2, 4)), model.forward_features(x).movedim(2, 4), rtol=1e-9, atol=1e-9)
 
@@ -233,7 +193,7 @@ SMALL = {"resnet18": {"depths": (1, 2, 1, 1), "widths": (8, 8, 8, 16)}, "convnex
 @pytest.mark.parametrize("name", SMALL)
 def test_reset_classifier_and_no_classifier(name):
     model = create_model(name, num_classes=0, **SMALL[name]).double()
-    x = image((32, 32)).double()
+    x = image(32, 32).double()
     assert model(x).shape == (2, model.num_features)
     model.reset_classifier(3, global_pool="max")
     assert model(x).shape == (2, 3)
@@ -244,7 +204,7 @@ def test_reset_classifier_and_no_classifier(name):
 @pytest.mark.parametrize("out_indices", [None, (1,), 2])
 def test_every_parameter_of_a_pyramid_gets_a_gradient(name, out_indices):
     model = create_model(name, in_chans=1, features_only=True, out_indices=out_indices, **SMALL[name])
-    levels = model(image((64, 64), channels=1))
+    levels = model(image(64, 64, channels=1))
     assert len(levels) == len(model.channels)
     sum(level.square().mean() for level in levels).backward()
     assert [key for key, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
@@ -254,7 +214,7 @@ def test_every_parameter_of_a_pyramid_gets_a_gradient(name, out_indices):
 def test_checkpointing_changes_no_gradient(name):
     torch.manual_seed(0)
     model = create_model(name, num_classes=3, **SMALL[name]).double()
-    x = image((64, 64)).double()
+    x = image(64, 64).double()
     gradients = []
     for enable in (False, True):
         model.zero_grad()
@@ -275,7 +235,7 @@ def test_stochastic_depth_reaches_the_blocks(name):
 @pytest.mark.parametrize("name", SMALL)
 def test_export_and_onnx(name):
     model = randomise(create_model(name, num_classes=3, **SMALL[name]))
-    x = image((64, 64))
+    x = image(64, 64)
     batch = {0: torch.export.Dim("batch", min=1, max=8)}
     program = torch.export.export(model, (x,), dynamic_shapes=(batch,))
     with torch.no_grad():
@@ -301,7 +261,7 @@ def test_weights_from_files(tmp_path):
     for file in ("weights.ckpt", "weights.pth"):
         loaded = create_model("resnet18", num_classes=4, weights=tmp_path / file, **SMALL["resnet18"]).eval()
         with torch.no_grad():
-            torch.testing.assert_close(loaded(image((64, 64))), model(image((64, 64))), rtol=0, atol=0)
+            torch.testing.assert_close(loaded(image(64, 64)), model(image(64, 64)), rtol=0, atol=0)
 
 
 def test_old_files_without_counters_load():
@@ -314,7 +274,7 @@ def test_old_files_without_counters_load():
 def test_the_head_of_a_file_is_left_out_on_request(name):
     state = create_model(name, num_classes=4, **SMALL[name]).state_dict()
     bare = create_model(name, num_classes=0, weights=state, **SMALL[name])
-    assert bare(image((64, 64))).shape == (2, bare.num_features)
+    assert bare(image(64, 64)).shape == (2, bare.num_features)
     create_model(name, features_only=True, out_indices=(0,), weights=state, **SMALL[name])
     with pytest.raises(CheckpointError, match=r"head has 4 classes .* pass num_classes=4 .*num_classes=0 .*reset_classifier\(10\)"):
         create_model(name, num_classes=10, weights=state, **SMALL[name])

@@ -9,6 +9,7 @@ from cnnkit.backbones import create_model, list_models, model_entry
 from cnnkit.backbones.rednet import RedNet
 from cnnkit.count import count_macs, on_meta
 from cnnkit.layers.involution import Involution
+from cnnkit.testing.compare import assert_near, assert_same_keys, image, randomise
 from cnnkit.weights import load_weights
 from torch import nn
 
@@ -92,16 +93,6 @@ class Official(nn.Module):
         return self.head.fc(x.mean((2, 3)))
 
 
-def randomise(model):
-    torch.manual_seed(0)
-    for name, tensor in model.state_dict().items():
-        if name.endswith("running_var"):
-            tensor.uniform_(0.5, 2)
-        elif tensor.is_floating_point() and tensor.ndim == 1:
-            tensor.add_(0.3 * torch.randn_like(tensor))
-    return model.eval()
-
-
 @torch.no_grad()
 def test_the_official_layout_computes_the_same():
     sizes = {"depths": (1, 2, 1, 1), "widths": (32, 16, 32, 32)}
@@ -110,9 +101,8 @@ def test_the_official_layout_computes_the_same():
     assert load_weights(ours, theirs.state_dict()) == "official"
     ours.eval()
     for size in ((64, 64), (96, 32)):
-        x = torch.randn(2, 3, *size, dtype=torch.float64)
-        expected = theirs(x)
-        assert (ours(x) - expected).abs().max() <= 1e-12 * expected.abs().max()
+        x = image(*size).double()
+        assert_near(ours(x), theirs(x), 1e-12)
 
 
 @pytest.mark.parametrize("name", list_models(family="rednet"))
@@ -120,7 +110,7 @@ def test_every_variant_has_the_official_keys_and_shapes(name):
     with on_meta():
         ours, theirs = create_model(name), Official(model_entry(name).args["depths"], (64, 128, 256, 512), 1000)
     converted = RedNet.layouts[0].convert(theirs.state_dict())
-    assert {k: v.shape for k, v in ours.state_dict().items()} == {k: v.shape for k, v in converted.items()}
+    assert_same_keys(ours, converted)
 
 
 @pytest.mark.parametrize("name", ["rednet26", "rednet101"])

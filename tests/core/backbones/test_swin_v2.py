@@ -14,6 +14,7 @@ from cnnkit.errors import ConfigError, InputError
 from cnnkit.layers.cosine_attention import CosineAttention, log_offsets
 from cnnkit.layers.simmim import SimMIM
 from cnnkit.layers.window import in_windows, map_by_mask, pad_to_multiple, wrapped_pairs
+from cnnkit.testing.compare import assert_near, assert_same_keys, image, randomise
 from torch import nn
 
 timm = pytest.importorskip("timm")
@@ -24,38 +25,26 @@ pytestmark = pytest.mark.paper("swin-v2")
 NARROW = {"depths": (2, 2, 2, 1), "width": 16, "heads": (1, 2, 4, 8)}
 
 
-def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Draw everything that is learnt, so that no error hides behind a 0 or a 1."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, tensor in model.named_parameters():
-            noise = torch.randn(tensor.shape, generator=generator)
-            if name.endswith("logit_scale"):
-                tensor.copy_(4 + noise)  # Some heads are beyond the limit of the scale.
-            elif tensor.ndim > 1:
-                tensor.copy_(noise / tensor[0].numel() ** 0.5)
-            elif name.endswith("weight"):
-                tensor.copy_(1 + 0.3 * noise)
-            else:
-                tensor.copy_(0.3 * noise)
+def drawn(model: nn.Module) -> nn.Module:
+    """Draw what is learnt, and not the tables of places, which torchvision keeps among the weights."""
+    learnt = dict(model.named_parameters())
+    randomise(learnt, spread={"logit_scale": 1.0})
+    for name, tensor in learnt.items():
+        if name.endswith("logit_scale"):
+            tensor.data += 4  # Some heads are beyond the limit of the scale.
     return model.double().eval()
-
-
-def image(*size: int) -> torch.Tensor:
-    return torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
 def assert_same(ours: torch.Tensor, theirs: torch.Tensor) -> None:
     """To what the tables of positions allow, which all hold in single precision."""
-    assert ours.shape == theirs.shape
-    assert (ours - theirs).abs().max() <= 1e-6 * theirs.abs().max()
+    assert_near(ours, theirs, 1e-6)
 
 
 def of_timm(size, window: int, trained=(0, 0, 0, 0), **kwargs) -> nn.Module:
     from timm.models.swin_transformer_v2 import SwinTransformerV2
 
     words = {"depths": NARROW["depths"], "embed_dim": NARROW["width"], "num_heads": NARROW["heads"]}
-    return randomise(SwinTransformerV2(img_size=size, window_size=window, pretrained_window_sizes=trained, **words, **kwargs))
+    return drawn(SwinTransformerV2(img_size=size, window_size=window, pretrained_window_sizes=trained, **words, **kwargs))
 
 
 @pytest.mark.parametrize(
@@ -67,7 +56,7 @@ def test_logits_and_features_equal_timm(size, window, windows, trained):
     theirs = of_timm(size, window, trained or (0, 0, 0, 0), num_classes=7)
     words = {**NARROW, "windows": windows, "trained_windows": trained}
     ours = create_model("swinv2_tiny_window8_256", num_classes=7, weights=theirs.state_dict(), **words).double().eval()
-    x = image(*size)
+    x = image(*size).double()
     assert_same(ours(x), theirs(x))
     assert_same(ours.forward_features(x), theirs.forward_features(x).movedim(-1, 1))
     levels, expected = ours.forward_pyramid(x), theirs.forward_intermediates(x, intermediates_only=True)
@@ -80,9 +69,7 @@ def test_logits_and_features_equal_timm(size, window, windows, trained):
 def test_named_variants_have_the_keys_shapes_and_windows_of_timm(name):
     with on_meta():
         ours, theirs = create_model(name), timm.create_model(name, num_classes=1000)
-    assert {key: value.shape for key, value in ours.state_dict().items()} == {
-        key: value.shape for key, value in theirs.state_dict().items()
-    }
+    assert_same_keys(ours, theirs)
     for mine, other in zip(ours.layers, theirs.layers, strict=True):
         assert mine.blocks[0].attn.window == tuple(other.blocks[0].attn.window_size)
         assert mine.blocks[0].attn.trained in (other.blocks[0].attn.pretrained_window_size[0], other.blocks[0].attn.window_size[0])
@@ -99,9 +86,9 @@ def test_logits_equal_torchvision(size):
         patch_size=[4, 4], embed_dim=16, depths=[2, 2, 2, 1], num_heads=[1, 2, 4, 8], window_size=[2, 2], num_classes=7,
         stochastic_depth_prob=0.0, block=SwinTransformerBlockV2, downsample_layer=PatchMergingV2,
     )  # fmt: skip
-    state = randomise(theirs).state_dict()
+    state = drawn(theirs).state_dict()
     ours = create_model("swinv2_tiny_window8_256", num_classes=7, weights=state, windows=(2,) * 4, **NARROW).double().eval()
-    x = image(*size)
+    x = image(*size).double()
     # torchvision drops an incomplete patch, this model and transformers fill it up.
     assert_same(ours(F.pad(x[..., : size[0] // 4 * 4, : size[1] // 4 * 4], (0, 0))), theirs(x))
 
@@ -112,13 +99,13 @@ def test_full_size_equals_torchvision_in_parameters():
         theirs = torchvision.models.swin_v2_t(weights=None)
         ours = create_model("swinv2_tiny_window8_256")
         converted = ours.layouts[2].convert(theirs.state_dict())
-    assert {key: value.shape for key, value in ours.state_dict().items()} == {key: value.shape for key, value in converted.items()}
+    assert_same_keys(ours, converted)
     assert count_params(theirs) == 28_351_570 == count_params(ours) + 2 * (96 + 192 + 3 * 384 + 768)
 
 
 def of_transformers(cls, **kwargs) -> nn.Module:
     words = {"depths": [2, 2, 2, 1], "embed_dim": 16, "num_heads": [1, 2, 4, 8], "window_size": 2, "drop_path_rate": 0.0}
-    return randomise(cls(transformers.Swinv2Config(image_size=64, attn_implementation="eager", **words, **kwargs)))
+    return drawn(cls(transformers.Swinv2Config(image_size=64, attn_implementation="eager", **words, **kwargs)))
 
 
 @pytest.mark.parametrize("size", [(64, 64), (75, 97)])
@@ -126,7 +113,7 @@ def of_transformers(cls, **kwargs) -> nn.Module:
 def test_logits_equal_transformers(size):
     theirs = of_transformers(transformers.Swinv2ForImageClassification, num_labels=7)
     ours = create_model("swinv2_tiny_window8_256", num_classes=7, weights=theirs.state_dict(), windows=(2,) * 4, **NARROW).double().eval()
-    assert_same(ours(image(*size)), theirs(image(*size)).logits)
+    assert_same(ours(image(*size).double()), theirs(image(*size).double()).logits)
 
 
 @torch.no_grad()
@@ -141,7 +128,7 @@ def test_official_layout_is_read():
         official[".".join(parts).replace("head.fc", "head")] = value
     official["layers.0.blocks.0.attn.relative_coords_table"] = torch.zeros(1, 7, 7, 2)
     ours = create_model("swinv2_tiny_window8_256", num_classes=7, weights=official, **NARROW, windows=(4, 4, 4, 2)).double().eval()
-    assert_same(ours(image(64, 64)), theirs(image(64, 64)))
+    assert_same(ours(image(64, 64).double()), theirs(image(64, 64).double()))
 
 
 def test_offsets_are_the_papers():
@@ -173,7 +160,7 @@ def test_windows_of_a_model_are_resized():
     assert [stage.blocks[0].attn.window for stage in model.layers] == [(4, 4), (4, 4), (4, 4), (2, 2)]
     other = create_model("swinv2_tiny_window8_256", windows=(4, 4, 4, 2), trained_windows=(2,) * 4, weights=before, **NARROW, num_classes=3)
     with torch.no_grad():
-        assert torch.equal(model(image(64, 64)), other.double().eval()(image(64, 64)))
+        assert torch.equal(model(image(64, 64).double()), other.double().eval()(image(64, 64).double()))
     with pytest.raises(ConfigError, match="2 sides and the model 4 stages"):
         model.resize_window((2, 2))
 
@@ -230,7 +217,7 @@ def test_padding_is_at_the_far_ends():
 def test_axes_are_treated_alike():
     """Transposing kernels, the perceptron of positions and the order of merged neighbours transposes the features."""
     words = {"depths": (1, 2), "width": 8, "heads": (2, 2), "windows": (2, 3), "dims": 3, "num_classes": 0}
-    model = randomise(create_model("swinv2_tiny_window8_256", **words))
+    model = drawn(create_model("swinv2_tiny_window8_256", **words))
     turned = create_model("swinv2_tiny_window8_256", **words).double().eval()
     state = {}
     for key, value in model.state_dict().items():
@@ -242,7 +229,7 @@ def test_axes_are_treated_alike():
             value = value.unflatten(1, (2, 2, 2, -1)).movedim(3, 1).flatten(1)
         state[key] = value
     turned.load_state_dict(state)
-    x = image(32, 40, 28)
+    x = image(32, 40, 28).double()
     with torch.no_grad():
         found, expected = turned.forward_features(x.movedim(2, 4)), model.forward_features(x).movedim(2, 4)
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
@@ -256,7 +243,7 @@ def test_the_largest_models_normalise_their_sums():
     assert model_entry("swinv2_huge_window12_192").args["extra_norm_every"] == 6
     small = create_model(FAMILY.small[0], **FAMILY.small[1], num_classes=0).double()
     with torch.no_grad():
-        grid = small.run_stages(small.patch_embed(image(32, 32)))[0]
+        grid = small.run_stages(small.patch_embed(image(32, 32).double()))[0]
     torch.testing.assert_close(grid.mean(-1), torch.zeros(2, 8, 8, dtype=torch.float64), rtol=0, atol=1e-6)
 
 
@@ -279,7 +266,7 @@ def test_masked_images_are_painted_as_by_transformers():
     ours.mask_token.copy_(state["swinv2.embeddings.mask_token"].flatten())
     ours.decoder.weight.copy_(state["decoder.0.weight"].flatten(1))
     ours.decoder.bias.copy_(state["decoder.0.bias"])
-    x, mask = image(64, 64), torch.tensor([[[True, False], [False, True]], [[True, True], [False, False]]])
+    x, mask = image(64, 64).double(), torch.tensor([[[True, False], [False, True]], [[True, True], [False, False]]])
     theirs_of = theirs(x, bool_masked_pos=mask.repeat_interleave(8, 1).repeat_interleave(8, 2).flatten(1))
     assert_same(ours.reconstruct(x, mask), theirs_of.reconstruction)
     assert float(ours(x, mask)) == pytest.approx(float(theirs_of.loss), rel=1e-5)

@@ -10,8 +10,9 @@ from cnnkit.backbones import create_model, list_models
 from cnnkit.backbones.uniformer import inflate
 from cnnkit.count import on_meta
 from cnnkit.errors import ConfigError, InputError
+from cnnkit.testing.compare import image, randomise
 from cnnkit.weights import load_weights
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 pytestmark = pytest.mark.paper("uniformer")
@@ -33,26 +34,6 @@ FORMS = {
     "tokens": {"token_head": True, "layer_scale": (1.0,) * 4},
 }
 CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
-
-
-def randomise(model: nn.Module) -> nn.Module:
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, tensor in model.state_dict().items():
-            if name.endswith("num_batches_tracked"):
-                continue
-            noise = torch.randn(tensor.shape, generator=generator).to(tensor)
-            if name.endswith("running_var"):
-                tensor.copy_(0.5 + noise.abs())
-            elif tensor.ndim > 1 and "gamma" not in name:
-                tensor.copy_(noise / tensor[0].numel() ** 0.5)
-            else:
-                tensor.copy_(0.3 * noise + float(name.endswith("weight") or "gamma" in name))
-    return model.eval()
-
-
-def image(*size: int) -> Tensor:
-    return torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
 def official_shapes(depths, widths, conv_embed, scaled, token_head) -> dict[str, tuple[int, ...]]:
@@ -214,7 +195,7 @@ def test_logits_and_levels_equal_the_equations(form, size):
     ours = create_model("uniformer_small", **arguments).double()
     assert load_weights(ours, state) == "cnnkit"
     ours.eval()
-    x = image(*size)
+    x = image(*size).double()
     levels, logits = plain(state, x, depths=SMALL["depths"], head_dim=8)
     torch.testing.assert_close(ours(x), logits, rtol=1e-10, atol=1e-10)
     for level, expected in zip(ours.forward_pyramid(x), levels, strict=True):
@@ -230,7 +211,7 @@ def test_windows_in_the_third_stage(size, global_every):
     state = randomise(create_model("uniformer_small", **arguments).double()).state_dict()
     ours = create_model("uniformer_small", global_every=global_every, window_size=3, **arguments).double().eval()
     ours.load_state_dict(state)
-    x = image(*size)
+    x = image(*size).double()
     levels, logits = plain(state, x, depths=SMALL["depths"], head_dim=8, window=3, global_every=global_every)
     torch.testing.assert_close(ours(x), logits, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(ours.forward_pyramid(x)[2], levels[2], rtol=1e-10, atol=1e-10)
@@ -248,14 +229,14 @@ def test_the_hybrid_form_has_three_blocks_of_windows_to_one_of_all_tokens():
 @torch.no_grad()
 def test_scores_of_tokens():
     model = randomise(create_model("uniformer_small", num_classes=5, **SMALL, token_head=True).double())
-    features = model.forward_features(image(64, 96))
+    features = model.forward_features(image(64, 96).double())
     tokens = model.forward_tokens(features)
     assert tokens.shape == (2, 6, 5)
     torch.testing.assert_close(model.forward_head(features) - model.head(features.mean((2, 3))), 0.5 * tokens.amax(1))
     model.reset_classifier(7)
-    assert model(image(64, 64)).shape == (2, 7) and model.forward_tokens(features).shape == (2, 6, 7)
+    assert model(image(64, 64).double()).shape == (2, 7) and model.forward_tokens(features).shape == (2, 6, 7)
     model.reset_classifier(0)
-    assert model(image(64, 64)).shape == (2, 24)
+    assert model(image(64, 64).double()).shape == (2, 24)
 
 
 def clips_and_images(*, centre: bool):
@@ -270,7 +251,7 @@ def clips_and_images(*, centre: bool):
 def test_a_clip_of_one_frame_repeated_gives_what_the_frame_gives(frames):
     """With centred kernels exactly; attention sees every token equally often, which changes no softmax."""
     flat, deep = clips_and_images(centre=True)
-    x = image(64, 96)
+    x = image(64, 96).double()
     clip = x.unsqueeze(2).expand(-1, -1, frames, -1, -1)
     torch.testing.assert_close(deep(clip), flat(x), rtol=1e-10, atol=1e-10)
     for level, still in zip(deep.forward_pyramid(clip), flat.forward_pyramid(x), strict=True):
@@ -281,7 +262,7 @@ def test_a_clip_of_one_frame_repeated_gives_what_the_frame_gives(frames):
 @torch.no_grad()
 def test_spread_kernels_do_so_away_from_the_ends_of_the_clip():
     flat, deep = clips_and_images(centre=False)
-    x = image(32, 32)
+    x = image(32, 32).double()
     level = deep.forward_pyramid(x.unsqueeze(2).expand(-1, -1, 24, -1, -1))[0]
     still = flat.forward_pyramid(x)[0].unsqueeze(2)
     inner = level[:, :, 4:-4]  # One frame of the embedding, one of the positions and two of the local affinities.
@@ -306,7 +287,7 @@ def test_axes_are_treated_alike():
     model = randomise(create_model("uniformer_small", num_classes=4, dims=3, **SMALL).double())
     turned = create_model("uniformer_small", num_classes=4, dims=3, **SMALL).double().eval()
     turned.load_state_dict({key: value.transpose(2, 4) if value.ndim == 5 else value for key, value in model.state_dict().items()})
-    x = image(64, 32, 96)
+    x = image(64, 32, 96).double()
     torch.testing.assert_close(model(x), turned(x.transpose(2, 4)), rtol=1e-10, atol=1e-10)
 
 

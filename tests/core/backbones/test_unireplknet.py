@@ -12,6 +12,7 @@ from cnnkit.count import count_macs, count_params, on_meta
 from cnnkit.errors import ConfigError, InputError
 from cnnkit.layers.fuse import fuse, merge_branches
 from cnnkit.layers.grn import GlobalResponseNorm
+from cnnkit.testing.compare import image, randomise
 from cnnkit.weights import load_weights
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -45,31 +46,6 @@ PUBLISHED = {  # Parameters and multiply-adds as the paper prints them.
 SMALL = {"depths": (1, 1, 2, 1), "widths": (8, 8, 12, 16), "kernels": ((3,), (9,), (13, 3), (7,))}
 SIZES = {1: (75,), 2: (64, 75), 3: (32, 24, 16)}
 CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
-
-
-def randomise(model: nn.Module) -> nn.Module:
-    fill(model.state_dict())
-    return model.eval()
-
-
-def fill(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, tensor in state.items():
-            if name.endswith("num_batches_tracked"):
-                continue
-            noise = torch.randn(tensor.shape, generator=generator).to(tensor)
-            if name.endswith("running_var"):
-                tensor.copy_(0.5 + noise.abs())
-            elif tensor.ndim > 1:
-                tensor.copy_(noise / tensor[0].numel() ** 0.5)
-            else:
-                tensor.copy_(0.3 * noise + float(name.endswith(("weight", "gamma"))))
-    return state
-
-
-def image(*size: int) -> Tensor:
-    return torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
 def official_shapes(width: int, depths, kernels, *, merged: bool, dims: int = 2) -> dict[str, tuple[int, ...]]:
@@ -223,7 +199,7 @@ def per_pixel(x: Tensor, dims: int) -> Tensor:
 def official_state(dims: int, *, merged: bool) -> dict[str, Tensor]:
     kernels = [[pattern[i % len(pattern)] for i in range(depth)] for pattern, depth in zip(SMALL["kernels"], SMALL["depths"], strict=True)]
     shapes = official_shapes(SMALL["widths"], SMALL["depths"], kernels, merged=merged, dims=dims)
-    return fill({key: torch.empty(shape, dtype=torch.float64) for key, shape in shapes.items()})
+    return randomise({key: torch.zeros(shape, dtype=torch.float64) for key, shape in shapes.items()})
 
 
 @pytest.mark.parametrize("dims", SIZES)
@@ -235,7 +211,7 @@ def test_files_of_both_layouts_give_the_equations(merged, dims):
     ours = create_model("unireplknet_t", dims=dims, **SMALL).double()
     assert load_weights(ours, state) == ("official merged" if merged else "official")
     ours.eval()
-    x = image(*SIZES[dims])
+    x = image(*SIZES[dims]).double()
     levels, logits = plain(state, x, depths=SMALL["depths"], kernels=SMALL["kernels"])
     torch.testing.assert_close(ours(x), logits, rtol=1e-9, atol=1e-10)
     for level, expected in zip(ours.forward_pyramid(x), levels, strict=True):
@@ -260,9 +236,9 @@ def test_the_merged_kernel_equals_the_sum_of_the_branches(size, dims):
 def test_fusing_leaves_bare_blocks():
     """In float32 to 1e-5; the block of a large kernel is then one depthwise convolution."""
     model = randomise(create_model("unireplknet_t", num_classes=5, **SMALL))
-    expected = model(image(64, 64).float())
+    expected = model(image(64, 64))
     fuse(model, torch.zeros(1, 3, 64, 64))
-    assert (model(image(64, 64).float()) - expected).abs().max() <= 1e-5 * expected.abs().max()
+    assert (model(image(64, 64)) - expected).abs().max() <= 1e-5 * expected.abs().max()
     assert type(model.stages[2][0].dwconv) is nn.Conv2d and type(model.stages[2][0].norm) is nn.Identity
     assert model.stages[2][0].grn.bias is None and model.stages[2][0].gamma is None
 
@@ -284,7 +260,7 @@ def test_axes_are_treated_alike():
     model = randomise(create_model("unireplknet_t", num_classes=4, dims=3, **SMALL).double())
     turned = create_model("unireplknet_t", num_classes=4, dims=3, **SMALL).double().eval()
     turned.load_state_dict({key: value.transpose(2, 4) if value.ndim == 5 else value for key, value in model.state_dict().items()})
-    x = image(32, 24, 40)
+    x = image(32, 24, 40).double()
     torch.testing.assert_close(model(x), turned(x.transpose(2, 4)), rtol=1e-10, atol=1e-10)
 
 
