@@ -359,7 +359,7 @@ def _variant(
 FAMILY = Family(
     name="swin_v2",
     cls=SwinV2,
-    small=("swinv2_tiny_window8_256", {"depths": (1, 2), "width": 16, "heads": (1, 2), "windows": (3, 2), "extra_norm_every": 2}),
+    small=("swinv2_tiny_window8_256", {"depths": (1, 2), "width": 32, "heads": (4, 8), "windows": (4, 3), "extra_norm_every": 2}),
     small_size=32,
     paper="swin-v2",
     summary="Shifted windows with cosine attention, normalised branches and continuous positions (Liu et al., 2022).",
