@@ -232,7 +232,10 @@ def _variant(heads: int, width: int, figures: Figures) -> Variant:
 FAMILY = Family(
     name="convit",
     cls=ConViT,
-    small=("convit_tiny", {"head_width": 12, "depth": 4, "local_layers": 2, "patch_size": 4, "img_size": 32}),
+    small=(
+        "convit_tiny",
+        {"head_width": 16, "depth": 3, "local_layers": 2, "patch_size": 8, "img_size": 32, "global_pool": "avg"},
+    ),
     small_size=32,
     paper="convit",
     summary="A vision transformer whose first layers start as convolutions (d'Ascoli et al., 2021).",

@@ -354,7 +354,7 @@ FAMILY = Family(
     cls=CrossViT,
     small=(
         "crossvit_9_dagger_240",
-        {"widths": (24, 48), "depths": (1, 2), "encoders": 2, "heads": 3, "img_size": 48, "scale": 2 / 3},
+        {"widths": (32, 64), "depths": (1, 2), "encoders": 1, "heads": 4, "img_size": 48, "scale": 5 / 6},
     ),
     small_size=48,
     paper="crossvit",

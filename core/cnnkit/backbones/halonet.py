@@ -371,16 +371,17 @@ FAMILY = Family(
     small=(
         "halonet_h4",
         {
-            "stages": ("c", "a", "ca", "a"),
-            "inner": (8, 16, 16, 24),
-            "widths": (24, 32, 40, 48),
-            "heads": (2, 2, 2, 2),
+            "stages": ("c", "ca", "a"),
+            "inner": (8, 16, 24),
+            "widths": (24, 32, 48),
+            "heads": (2, 2, 2),
             "block_size": 4,
             "halo_size": 1,
             "stem_width": 16,
             "final_width": 64,
         },
     ),
+    small_size=32,
     paper="halonet",
     summary="A residual network of local self-attention in blocks with halos (Vaswani et al., 2021).",
     variants={
