@@ -152,7 +152,7 @@ def _variant(depths: tuple[int, ...], figures: Figures) -> Variant:
 FAMILY = Family(
     name="rednet",
     cls=RedNet,
-    small=("rednet50", {"depths": (1, 1, 1, 1), "widths": (16, 16, 24, 32), "kernel_size": 3, "group_channels": 8}),
+    small=("rednet50", {"depths": (1, 1, 1, 1), "widths": (16, 32, 48, 64), "kernel_size": 3, "group_channels": 8}),
     paper="involution",
     summary="A ResNet with involutions in place of its 3x3 convolutions (Li et al., 2021).",
     variants={
