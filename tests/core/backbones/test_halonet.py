@@ -10,28 +10,13 @@ from cnnkit.backbones import create_model, list_models
 from cnnkit.backbones.halonet import HaloAttention, RelativePositions
 from cnnkit.count import on_meta
 from cnnkit.errors import ConfigError
+from cnnkit.testing.compare import assert_same_keys, randomise
 from cnnkit.weights import load_weights
 from torch import nn
 
 pytestmark = pytest.mark.paper("halonet")
 
 TIMM = ("halonet26t", "halonet50ts")
-
-
-def randomise(model: nn.Module) -> nn.Module:
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, tensor in model.state_dict().items():
-            if name.endswith("num_batches_tracked"):
-                continue
-            noise = torch.randn(tensor.shape, generator=generator).to(tensor)
-            if name.endswith("running_var"):
-                tensor.copy_(0.5 + noise.abs())
-            elif tensor.ndim > 1:
-                tensor.copy_(noise / tensor[0].numel() ** 0.5)
-            else:
-                tensor.copy_(0.3 * noise + float(name.endswith("weight")))
-    return model.eval()
 
 
 def features(channels: int, *size: int) -> torch.Tensor:
@@ -99,7 +84,7 @@ def test_variants_have_the_keys_shapes_and_settings_of_timm(name):
         theirs = timm.create_model(name)
     with on_meta():
         ours = create_model(name)
-    assert {k: v.shape for k, v in ours.state_dict().items()} == {k: v.shape for k, v in theirs.state_dict().items()}
+    assert_same_keys(ours, theirs)
     for stage, other in zip(ours.stages, theirs.stages, strict=True):
         for block, another in zip(stage, other, strict=True):
             if block.attends:
@@ -119,7 +104,7 @@ def test_h1_has_the_keys_and_shapes_of_timm():
         theirs = timm.create_model("halonet_h1")
     with on_meta():
         ours = create_model("halonet_h1", heads=(8, 8, 8, 8))
-    assert {k: v.shape for k, v in ours.state_dict().items()} == {k: v.shape for k, v in theirs.state_dict().items()}
+    assert_same_keys(ours, theirs)
 
 
 def test_the_variants_are_those_of_the_papers_table_and_timms():

@@ -12,6 +12,7 @@ from cnnkit.backbones.lsnet import DistanceAttention, RepDepthwise
 from cnnkit.count import count_params, on_meta
 from cnnkit.errors import ConfigError
 from cnnkit.layers.ls_conv import LSConv, aggregate
+from cnnkit.testing.compare import image, randomise
 from cnnkit.weights import load_weights
 from torch import Tensor, nn
 
@@ -20,28 +21,8 @@ pytestmark = pytest.mark.paper("lsnet")
 WORDS = {"depths": (0, 2, 3, 4), "widths": (32, 32, 64, 48), "heads": 3, "key_dim": 8, "positions": 2}
 
 
-def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Draw everything a forward pass reads, also the statistics, so that no error hides behind a 0 or a 1."""
-    generator = torch.Generator().manual_seed(seed)
-    model.double().eval()
-    with torch.no_grad():
-        for name, tensor in model.state_dict().items():
-            if not tensor.is_floating_point():
-                continue
-            noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
-            if name.endswith("running_var"):
-                tensor.copy_(0.5 + noise.abs())
-            elif tensor.ndim > 1 and "attention_biases" not in name:
-                tensor.copy_(noise / tensor[0].numel() ** 0.5)
-            elif name.endswith("weight"):
-                tensor.copy_(1 + 0.3 * noise)
-            else:
-                tensor.copy_(0.5 * noise)
-    return model
-
-
-def image(*size: int, channels: int = 3) -> Tensor:
-    return torch.randn(2, channels, *size, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+def drawn(model: nn.Module) -> nn.Module:
+    return randomise(model, spread={"attention_biases": 0.5}).double()
 
 
 def reference(state: dict[str, Tensor], x: Tensor) -> tuple[list[Tensor], Tensor]:
@@ -107,7 +88,7 @@ def reference(state: dict[str, Tensor], x: Tensor) -> tuple[list[Tensor], Tensor
 
 def official() -> dict[str, Tensor]:
     """Weights under the official names, with the buffers that follow from the size."""
-    state = randomise(create_model("lsnet_t", num_classes=7, **WORDS)).state_dict()
+    state = drawn(create_model("lsnet_t", num_classes=7, **WORDS)).state_dict()
     places = torch.zeros(4, 4, dtype=torch.long)
     return dict(state) | {key.replace("biases", "bias_idxs"): places for key in state if key.endswith("attention_biases")}
 
@@ -122,7 +103,7 @@ def test_logits_and_levels_equal_the_equations(distilled):
         state |= {key: value + torch.rand(value.shape, generator=generator) if value.ndim else value for key, value in second.items()}
     model = create_model("lsnet_t", num_classes=7, **WORDS).double().eval()
     assert load_weights(model, state) == "official"
-    x = image(128, 128)
+    x = image(128, 128).double()
     levels, logits = reference(state, x)
     for found, expected in zip(model.forward_pyramid(x), levels, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
@@ -166,9 +147,9 @@ def test_aggregation_with_one_kernel_for_all_is_a_convolution(kernel):
 @pytest.mark.parametrize("dims", [1, 2, 3])
 def test_the_large_kernel_sees_seven_positions_and_the_small_one_moves_three(dims):
     """With the normalisation over space left out, one output depends on the seven positions around it."""
-    layer = randomise(LSConv(8, dims=dims))
+    layer = drawn(LSConv(8, dims=dims))
     layer.lkp.norm = nn.Identity()
-    x = image(*(11,) * dims, channels=8)[:1].requires_grad_()
+    x = image(*(11,) * dims, channels=8).double()[:1].requires_grad_()
     layer(x)[(0, slice(None), *(5,) * dims)].sum().backward()
     reached = (x.grad[0].abs().sum(0) > 0).nonzero()
     assert reached.amin(0).tolist() == [2] * dims and reached.amax(0).tolist() == [8] * dims
@@ -179,8 +160,8 @@ def test_the_large_kernel_sees_seven_positions_and_the_small_one_moves_three(dim
 @pytest.mark.parametrize("dims", [1, 2, 3])
 @torch.no_grad()
 def test_merged_depthwise_convolution_is_the_same(dims):
-    block = randomise(RepDepthwise(4, dims=dims))
-    merged, x = block.merged(), image(*(5,) * dims, channels=4)
+    block = drawn(RepDepthwise(4, dims=dims))
+    merged, x = block.merged(), image(*(5,) * dims, channels=4).double()
     torch.testing.assert_close(merged(x), block(x), rtol=1e-12, atol=1e-12)
     assert count_params(merged) == 4 * 3**dims + 4
 
@@ -188,7 +169,7 @@ def test_merged_depthwise_convolution_is_the_same(dims):
 @torch.no_grad()
 def test_tables_of_distances_are_resampled():
     """A map of the training's size reads the table as it is; all values of a larger one lie between the table's."""
-    layer = randomise(DistanceAttention(8, heads=2, key_dim=4, positions=3))
+    layer = drawn(DistanceAttention(8, heads=2, key_dim=4, positions=3))
     assert torch.equal(layer.bias((3, 3))[:, 0], layer.attention_biases)
     assert torch.equal(layer.bias((3, 3))[:, 4, 8], layer.attention_biases[:, 4])
     large = layer.bias((5, 4))
@@ -220,7 +201,7 @@ def test_the_paper_counts_the_merged_network(name, published):
 def test_a_stacked_input_equals_a_slice(dims):
     """With kernels centred in the new axis, slices never mix; the strides take some of them, attention has copies of each."""
     words = {"depths": (0, 2, 2), "widths": (16, 16, 16), "heads": 2, "key_dim": 4, "positions": 2, "num_classes": 5}
-    flat = randomise(create_model("lsnet_t", dims=dims, **words))
+    flat = drawn(create_model("lsnet_t", dims=dims, **words))
     deep = create_model("lsnet_t", dims=dims + 1, **words).double().eval()
     state = dict(flat.state_dict())
     for key, tensor in deep.state_dict().items():
@@ -241,7 +222,7 @@ def test_a_stacked_input_equals_a_slice(dims):
         for module in model.modules():
             if isinstance(module, LSConv):
                 module.lkp.norm = nn.Identity()
-    x = image(*(64, 32)[:dims])
+    x = image(*(64, 32)[:dims]).double()
     torch.testing.assert_close(deep(x.unsqueeze(-1).expand(*x.shape, 33)), flat(x), rtol=1e-9, atol=1e-9)
 
 

@@ -11,6 +11,7 @@ from cnnkit.backbones import create_model, list_models
 from cnnkit.backbones.moat import MOATBlock
 from cnnkit.count import on_meta
 from cnnkit.errors import ConfigError
+from cnnkit.testing.compare import image
 from cnnkit.weights import load_weights
 from torch import Tensor
 
@@ -141,10 +142,6 @@ def reference(state: dict[str, Tensor], x: Tensor) -> tuple[list[Tensor], Tensor
     return levels, conv(pooled[..., None, None], "logits_head").flatten(1)
 
 
-def image(*size: int) -> Tensor:
-    return torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-
-
 def ours(state: dict[str, Tensor], **words):
     model = create_model("tiny_moat_0", num_classes=7, **{**WORDS, **words}).double().eval()
     assert load_weights(model, state) == "official"
@@ -156,7 +153,7 @@ def ours(state: dict[str, Tensor], **words):
 @torch.no_grad()
 def test_logits_and_levels_equal_the_equations(size, positions):
     state = variables(positions=any(positions))
-    model, x = ours(state, positions=positions), image(*size)
+    model, x = ours(state, positions=positions), image(*size).double()
     levels, logits = reference(state, x)
     for found, expected in zip(model.forward_pyramid(x), levels, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
@@ -169,7 +166,7 @@ def test_files_with_averages_and_the_optimisers_variables_are_read():
     file = {f"{key}:0": torch.zeros_like(value) for key, value in state.items()}
     file |= {f"{key}/ExponentialMovingAverage": value for key, value in state.items()}
     file |= {f"{key}/Momentum": value for key, value in state.items()} | {"global_step": torch.tensor(3)}
-    x = image(64, 64)
+    x = image(64, 64).double()
     assert torch.equal(ours(file)(x), ours(state)(x))
 
 
@@ -186,7 +183,7 @@ def test_a_block_equals_the_parts_of_timms():
     block = MOATBlock(8, 16, stride=2, head_dim=8, positions=4).double().eval()
     block.conv.load_state_dict(bottleneck.state_dict())
     block.attn.load_state_dict(attention.state_dict())
-    x = image(8, 8)[:, :1].repeat(1, 8, 1, 1) * torch.arange(1.0, 9.0).view(-1, 1, 1)
+    x = image(8, 8).double()[:, :1].repeat(1, 8, 1, 1) * torch.arange(1.0, 9.0).view(-1, 1, 1)
     expected = bottleneck(x).movedim(1, -1)
     expected = expected + attention(block.norm(expected))
     torch.testing.assert_close(block(x), expected.movedim(-1, 1), rtol=1e-10, atol=1e-10)
@@ -238,7 +235,7 @@ def test_a_stacked_input_equals_a_slice(dims):
             wide[..., tensor.shape[-1] // 2] = state[key]
             state[key] = wide
     deep.load_state_dict(state)
-    x = image(*(64, 32)[:dims])
+    x = image(*(64, 32)[:dims]).double()
     torch.testing.assert_close(deep(x.unsqueeze(-1).expand(*x.shape, 32)), flat(x), rtol=1e-9, atol=1e-9)
 
 

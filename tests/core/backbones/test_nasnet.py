@@ -13,43 +13,21 @@ from cnnkit.backbones._cells import Cell, Design, SamePool
 from cnnkit.backbones.nasnet import NORMAL, REDUCTION
 from cnnkit.count import count_params, on_meta
 from cnnkit.errors import ConfigError, InputError, UsageError
+from cnnkit.testing.compare import assert_near, assert_same_keys, centred, image, randomise
 from torch import Tensor, nn
 
 timm = pytest.importorskip("timm")
 pytestmark = pytest.mark.paper("nasnet")
 
 
-def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Draw everything that a forward pass reads, also the statistics of norms."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, tensor in model.state_dict().items():
-            noise = torch.randn(tensor.shape, generator=generator)
-            if name.endswith("running_var"):
-                tensor.copy_(0.5 + noise.abs())
-            elif tensor.ndim > 1:
-                tensor.copy_(noise * (2 / tensor[0].numel()) ** 0.5)
-            elif not name.endswith("num_batches_tracked"):
-                tensor.copy_(0.3 * noise + float(name.endswith("weight")))
-    return model.eval()
-
-
-def image(*size: int) -> Tensor:
-    return torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1)).double()
-
-
 @pytest.fixture(scope="module")
 def of_timm() -> nn.Module:
     """timm's network with cells of width 4 on the first grid."""
     theirs = timm.models.nasnet.NASNetALarge(num_classes=5, stem_size=8, num_features=96)
-    return randomise(theirs).double()
+    return randomise(theirs, gain=2.0).double()
 
 
 SMALL = {"stem_width": 8, "num_features": 96, "num_classes": 5}
-
-
-def close(found: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10 * float(expected.abs().max()))
 
 
 @torch.no_grad()
@@ -58,11 +36,10 @@ def test_levels_and_logits_equal_timm(of_timm):
     ours = create_model("nasnetalarge", **SMALL, count_border=True, weights=of_timm.float().state_dict()).double().eval()
     of_timm.double()
     for size in ((64, 64), (75, 90)):
-        last, levels = of_timm.forward_intermediates(image(*size))
-        found = ours.forward_pyramid(image(*size))
-        for level, expected in zip(found, levels, strict=True):
-            close(level, expected)
-        close(ours.forward_head(found[-1]), of_timm.forward_head(last))
+        last, levels = of_timm.forward_intermediates(image(*size).double())
+        found = ours.forward_pyramid(image(*size).double())
+        assert_near(found, levels, 1e-10)
+        assert_near(ours.forward_head(found[-1]), of_timm.forward_head(last), 1e-10)
 
 
 def without_border(self, x: Tensor) -> Tensor:
@@ -78,7 +55,7 @@ def test_by_default_averages_leave_the_border_out(of_timm, monkeypatch):
     ours = create_model("nasnetalarge", **SMALL, weights=of_timm.float().state_dict()).double().eval()
     of_timm.double()
     for size in ((64, 64), (75, 90)):
-        close(ours(image(*size)), of_timm(image(*size)))
+        assert_near(ours(image(*size).double()), of_timm(image(*size).double()), 1e-10)
 
 
 @torch.no_grad()
@@ -86,7 +63,7 @@ def test_the_mobile_network_has_the_released_wiring(of_timm, monkeypatch):
     """Four cells on each grid; after a reduction the older input is the last cell of the finer grid, not the one before it."""
     monkeypatch.setattr(timm.layers.pool2d_same.AvgPool2dSame, "forward", without_border)
     t = of_timm.double()
-    x = image(67, 80)
+    x = image(67, 80).double()
     conv0 = t.conv0(x)
     outputs = [conv0, t.cell_stem_0(conv0)]
     outputs.append(t.cell_stem_1(conv0, outputs[-1]))
@@ -101,7 +78,7 @@ def test_the_mobile_network_has_the_released_wiring(of_timm, monkeypatch):
     state = {key: value for key, value in t.state_dict().items() if not key.startswith(surplus)}
     ours = create_model("nasnetamobile", **SMALL).double().eval()
     ours.load_state_dict(state)
-    close(ours(x), expected)
+    assert_near(ours(x), expected, 1e-10)
 
 
 def test_keys_and_shapes_equal_timm():
@@ -109,7 +86,7 @@ def test_keys_and_shapes_equal_timm():
         theirs = timm.create_model("nasnetalarge")
     with on_meta():
         ours = create_model("nasnetalarge")
-    assert {key: value.shape for key, value in ours.state_dict().items()} == {k: v.shape for k, v in theirs.state_dict().items()}
+    assert_same_keys(ours, theirs)
     for own, other in zip(ours.feature_info, theirs.feature_info, strict=True):
         assert (own["num_chs"], own["reduction"]) == (other["num_chs"], other["reduction"])
 
@@ -147,7 +124,7 @@ def test_the_normal_cell_in_plain_equations(dims):
     size = (7, 6, 5)[:dims]
     now, before = (torch.randn(2, 6, *size, generator=torch.Generator().manual_seed(seed)).double() for seed in (2, 3))
     arguments = {"design": NORMAL, "stride": 1, "dims": dims, "norm_eps": 1e-3, "count_border": False, "drop_path": 0.0}
-    cell = randomise(Cell(6, 6, 4, align="project", **arguments)).double()
+    cell = randomise(Cell(6, 6, 4, align="project", **arguments), gain=2.0).double()
     a, b = cell.conv_1x1.bn(cell.conv_1x1.conv(now.relu())), cell.conv_prev_1x1.bn(cell.conv_prev_1x1.conv(before.relu()))
     blocks = [
         cell.comb_iter_0_left(a.relu()) + cell.comb_iter_0_right(b.relu()),
@@ -156,8 +133,8 @@ def test_the_normal_cell_in_plain_equations(dims):
         2 * mean3(b),
         cell.comb_iter_4_left(a.relu()) + a,
     ]
-    close(cell(now, before), torch.cat([b, *blocks], 1))
-    first = randomise(Cell(6, 6, 4, align="none", **arguments)).double()
+    assert_near(cell(now, before), torch.cat([b, *blocks], 1), 1e-10)
+    first = randomise(Cell(6, 6, 4, align="none", **arguments), gain=2.0).double()
     a, b = first.conv_1x1(now), before
     blocks = [
         first.comb_iter_0_left(a.relu()) + first.comb_iter_0_right(b.relu()),
@@ -166,7 +143,7 @@ def test_the_normal_cell_in_plain_equations(dims):
         sum(side[1].bn(side[1].conv(mean3(b))) for side in (first.comb_iter_3_left, first.comb_iter_3_right)),
         first.comb_iter_4_left(a.relu()) + a,
     ]
-    close(first(now, before), torch.cat([first.reduction_1.bn(first.reduction_1.conv(b)), *blocks], 1))
+    assert_near(first(now, before), torch.cat([first.reduction_1.bn(first.reduction_1.conv(b)), *blocks], 1), 1e-10)
 
 
 @pytest.mark.parametrize("dims", [1, 2])
@@ -174,24 +151,17 @@ def test_the_normal_cell_in_plain_equations(dims):
 def test_a_stacked_input_gives_the_logits_of_a_slice(dims):
     """With kernels centred in the new axis, slices never mix; averages leave the border out."""
     build = {"num_features": 96, "stem_width": 6, "repeats": 2, "num_classes": 5}
-    flat = randomise(create_model("nasneta_cifar", dims=dims, **build)).double()
-    deep = create_model("nasneta_cifar", dims=dims + 1, **build).double().eval()
-    state = dict(flat.state_dict())
-    for key, tensor in deep.state_dict().items():
-        if tensor.ndim > state[key].ndim:
-            wide = torch.zeros_like(tensor)
-            wide[..., (tensor.shape[-1] - 1) // 2] = state[key]
-            state[key] = wide
-    deep.load_state_dict(state)
-    x = image(*(15, 20)[:dims])
-    close(deep(x.unsqueeze(-1).expand(*x.shape, 8)), flat(x))
+    flat = randomise(create_model("nasneta_cifar", dims=dims, **build), gain=2.0).double()
+    deep = centred(flat, create_model("nasneta_cifar", dims=dims + 1, **build).double())
+    x = image(*(15, 20)[:dims]).double()
+    assert_near(deep(x.unsqueeze(-1).expand(*x.shape, 8)), flat(x), 1e-10)
 
 
 @pytest.mark.parametrize("size", [(5,), (6,), (1,), (5, 6), (2, 1), (4, 5, 6), (1, 2, 3)])
 @pytest.mark.parametrize(("kind", "kernel", "stride"), [("avg", 3, 1), ("avg", 3, 2), ("max", 3, 2), ("max", 5, 1), ("max", 7, 2)])
 @torch.no_grad()
 def test_pooling_pads_as_tensorflow_does(size, kind, kernel, stride):
-    x = image(*size)
+    x = image(*size).double()
     found = SamePool(kind, kernel, stride=stride)(x)
     assert found.shape[2:] == tuple(-(-side // stride) for side in size)
     for place in itertools.product(*(range(side) for side in found.shape[2:])):
@@ -233,14 +203,14 @@ def test_a_cell_survives_json():
     """A cell is data; another one of the same operations makes another network."""
     normal, reduction = json.loads(json.dumps([NORMAL, REDUCTION]))
     build = {"num_features": 96, "repeats": 1, "stem_width": 6, "num_classes": 5}
-    one = randomise(create_model("nasnetamobile", **build)).double()
+    one = randomise(create_model("nasnetamobile", **build), gain=2.0).double()
     other = create_model("nasnetamobile", **build, normal=normal, reduction=reduction).double().eval()
     other.load_state_dict(one.state_dict())
-    assert torch.equal(other(image(32, 32)), one(image(32, 32)))
+    assert torch.equal(other(image(32, 32).double()), one(image(32, 32).double()))
     plain = Design((("identity", 0, "separable_3", 1), ("max_pool_5", 2, "max_pool_7", 0)), (2, 3))
     strided = Design((("identity", 0, "max_pool_3", 1), ("avg_pool_3", 2, "identity", 1)), (2, 3))
     model = create_model("nasnetamobile", num_features=64, repeats=2, stem_width=6, num_classes=5, normal=plain, reduction=strided)
-    assert model.eval()(image(32, 37).float()).shape == (2, 5)
+    assert model.eval()(image(32, 37)).shape == (2, 5)
     assert model.feature_info.channels() == [6, 4, 16, 32, 64]
 
 

@@ -11,7 +11,7 @@ from cnnkit.backbones import create_model, list_models
 from cnnkit.backbones.volo import OutlookAttention
 from cnnkit.count import on_meta
 from cnnkit.errors import ConfigError, InputError, UsageError
-from cnnkit.testing.compare import without_gradient
+from cnnkit.testing.compare import assert_same_keys, image, randomise, without_gradient
 from cnnkit.weights import load_weights
 from torch import nn
 
@@ -20,28 +20,12 @@ pytestmark = pytest.mark.paper("volo")
 SMALL = {"depths": (2, 1, 2, 1), "width": 8, "heads": (2, 4), "stem_width": 6, "img_size": 64}
 
 
-def randomise(model: nn.Module) -> nn.Module:
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, tensor in model.state_dict().items():
-            if name.endswith("num_batches_tracked"):
-                continue
-            noise = torch.randn(tensor.shape, generator=generator).to(tensor)
-            if name.endswith("running_var"):
-                tensor.copy_(0.5 + noise.abs())
-            elif name in ("pos_embed", "cls_token"):
-                tensor.copy_(noise)
-            elif name.endswith("attn.attn.weight"):
-                tensor.copy_(3.0 * noise / tensor[0].numel() ** 0.5)
-            elif tensor.ndim > 1:
-                tensor.copy_(noise / tensor[0].numel() ** 0.5)
-            else:
-                tensor.copy_(0.3 * noise + float(name.endswith("weight")))
-    return model.eval()
-
-
-def image(*size: int, batch: int = 2) -> torch.Tensor:
-    return torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+def drawn(model: nn.Module) -> nn.Module:
+    randomise(model, spread={"pos_embed": 1.0, "cls_token": 1.0})
+    for name, tensor in model.named_parameters():
+        if name.endswith("attn.attn.weight"):
+            tensor.data *= 3  # Attention that is far from even.
+    return model
 
 
 def of_timm(**sizes) -> nn.Module:
@@ -52,10 +36,10 @@ def of_timm(**sizes) -> nn.Module:
 @pytest.mark.parametrize(("size", "pool"), [((64, 64), "token"), ((64, 96), "token"), ((64, 64), "avg")])
 @torch.no_grad()
 def test_logits_and_levels_equal_timm(size, pool):
-    theirs = randomise(of_timm(img_size=size).double())
+    theirs = drawn(of_timm(img_size=size).double())
     ours = create_model("volo_d1_224", num_classes=5, **{**SMALL, "img_size": size}).double().eval()
     assert load_weights(ours, theirs.state_dict()) == "cnnkit", "timm's keys and shapes are its own"
-    x = image(*size)
+    x = image(*size).double()
     torch.testing.assert_close(ours.forward_features(x), theirs.forward_features(x), rtol=1e-10, atol=1e-10)
     for level, other in zip(ours.forward_pyramid(x), theirs.forward_intermediates(x, intermediates_only=True), strict=True):
         torch.testing.assert_close(level, other, rtol=1e-10, atol=1e-10)
@@ -67,10 +51,10 @@ def test_logits_and_levels_equal_timm(size, pool):
 @torch.no_grad()
 def test_a_grid_of_odd_sides_equals_timm():
     """The last neighbourhood then reaches over the border, and the mean in its middle is of fewer tokens."""
-    theirs = randomise(of_timm(img_size=(72, 88)).double())
+    theirs = drawn(of_timm(img_size=(72, 88)).double())
     ours = create_model("volo_d1_224", num_classes=5, **{**SMALL, "img_size": (72, 88)}).double().eval()
     load_weights(ours, theirs.state_dict())
-    torch.testing.assert_close(ours(image(72, 88)), theirs(image(72, 88)), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(ours(image(72, 88).double()), theirs(image(72, 88).double()), rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("name", list_models(family="volo"))
@@ -80,7 +64,7 @@ def test_variants_have_the_keys_and_shapes_of_timm(name):
         theirs = timm.create_model(name)
     with on_meta():
         ours = create_model(name)
-    assert {k: v.shape for k, v in ours.state_dict().items()} == {k: v.shape for k, v in theirs.state_dict().items()}
+    assert_same_keys(ours, theirs)
     for stage, other in zip(ours.network, theirs.network, strict=True):
         for block, another in zip(*(part if isinstance(part, nn.Sequential) else () for part in (stage, other)), strict=True):
             assert block.attn.heads == another.attn.num_heads
@@ -95,7 +79,7 @@ def test_all_of_timm_are_there():
 def test_outlook_attention_is_its_equation(grid, stride):
     """An explicit loop over neighbourhoods and their places."""
     dims, heads, width = len(grid), 2, 4
-    layer = randomise(OutlookAttention(width, heads=heads, stride=stride, dims=dims).double())
+    layer = drawn(OutlookAttention(width, heads=heads, stride=stride, dims=dims).double())
     x = torch.randn(2, *grid, width, dtype=torch.float64)
     values, offsets = layer.v(x), list(itertools.product((-1, 0, 1), repeat=dims))
     summed = torch.zeros_like(x)
@@ -130,18 +114,18 @@ def test_uniform_weights_are_a_mean_filter():
 
 @torch.no_grad()
 def test_logits_are_those_of_token_labelling():
-    model = randomise(create_model("volo_d1_224", num_classes=5, **SMALL).double())
-    token, dense = model.forward_dense(image(64, 64))
+    model = drawn(create_model("volo_d1_224", num_classes=5, **SMALL).double())
+    token, dense = model.forward_dense(image(64, 64).double())
     assert token.shape == (2, 5) and dense.shape == (2, 5, 4, 4)
-    torch.testing.assert_close(model(image(64, 64)), token + 0.5 * dense.amax((2, 3)), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(model(image(64, 64).double()), token + 0.5 * dense.amax((2, 3)), rtol=1e-12, atol=1e-12)
 
 
 def test_mixed_tokens_equal_timm(monkeypatch):
     """timm draws the box and returns it; its forward for training leaves the class token without its classifier."""
-    theirs = randomise(of_timm(use_mix_token=True).double()).train()
+    theirs = drawn(of_timm(use_mix_token=True).double()).train()
     ours = create_model("volo_d1_224", num_classes=5, **SMALL).double().train()
     load_weights(ours, theirs.state_dict())
-    x = image(64, 64, batch=4)
+    x = image(64, 64, batch=4).double()
     monkeypatch.setattr("timm.models.volo.rand_bbox", lambda *_, **__: (1, 0, 3, 2))
     token, dense, (top, left, bottom, right) = theirs.forward_train(x)
     found_token, found_dense = ours.forward_dense(x, (slice(top, bottom), slice(left, right)))
@@ -153,21 +137,21 @@ def test_mixed_tokens_equal_timm(monkeypatch):
 
 @torch.no_grad()
 def test_positions_are_interpolated_for_other_sizes():
-    native = randomise(create_model("volo_d1_224", num_classes=5, **SMALL).double())
+    native = drawn(create_model("volo_d1_224", num_classes=5, **SMALL).double())
     other = create_model("volo_d1_224", num_classes=5, **{**SMALL, "img_size": (96, 128)}).double().eval()
     state = native.state_dict()
     table = F.interpolate(state["pos_embed"].movedim(-1, 1), size=(6, 8), mode="bilinear", align_corners=False)
     state["pos_embed"] = table.movedim(1, -1)
     other.load_state_dict(state)
-    torch.testing.assert_close(native(image(96, 128)), other(image(96, 128)), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(native(image(96, 128).double()), other(image(96, 128).double()), rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("last", [0, 1, 3])
 def test_a_cut_pyramid_equals_the_whole_and_uses_what_it_keeps(last):
-    whole = randomise(create_model("volo_d1_224", num_classes=0, **SMALL))
+    whole = drawn(create_model("volo_d1_224", num_classes=0, **SMALL))
     part = create_model("volo_d1_224", features_only=True, out_indices=(last,), weights=whole.state_dict(), **SMALL).eval()
-    (level,) = part(image(64, 64).float())
-    torch.testing.assert_close(level, whole.forward_pyramid(image(64, 64).float())[last], rtol=1e-5, atol=1e-5)
+    (level,) = part(image(64, 64))
+    torch.testing.assert_close(level, whole.forward_pyramid(image(64, 64))[last], rtol=1e-5, atol=1e-5)
     level.square().mean().backward()
     assert without_gradient(part) == []
 
@@ -175,7 +159,7 @@ def test_a_cut_pyramid_equals_the_whole_and_uses_what_it_keeps(last):
 @torch.no_grad()
 def test_axes_are_treated_alike():
     """Kernels and tables turned; the places of a neighbourhood in the new order."""
-    model = randomise(create_model("volo_d1_224", num_classes=4, dims=3, **{**SMALL, "img_size": (48, 16, 32)}).double())
+    model = drawn(create_model("volo_d1_224", num_classes=4, dims=3, **{**SMALL, "img_size": (48, 16, 32)}).double())
     turned = create_model("volo_d1_224", num_classes=4, dims=3, **{**SMALL, "img_size": (32, 16, 48)}).double().eval()
     places = torch.arange(27).view(3, 3, 3).transpose(0, 2).flatten()
     state = {}
@@ -186,14 +170,14 @@ def test_axes_are_treated_alike():
             value = value.unflatten(0, (-1, 27, 27))[:, places][:, :, places].flatten(0, 2)
         state[key] = value.transpose(2, 4) if value.ndim == 5 and key != "pos_embed" else value
     turned.load_state_dict(state)
-    x = image(48, 16, 32)
+    x = image(48, 16, 32).double()
     torch.testing.assert_close(model(x), turned(x.transpose(2, 4)), rtol=1e-9, atol=1e-9)
 
 
 @torch.no_grad()
 def test_a_layer_of_two_dimensions_on_a_line_is_one_of_one():
     """In an image of one row, only the middle row of a neighbourhood holds tokens, and only what stays in it is kept."""
-    flat = randomise(OutlookAttention(4, heads=2, dims=1).double())
+    flat = drawn(OutlookAttention(4, heads=2, dims=1).double())
     deep = OutlookAttention(4, heads=2, dims=2).double()
     for name in ("v.weight", "proj.weight", "proj.bias"):
         deep.get_parameter(name).copy_(flat.get_parameter(name))

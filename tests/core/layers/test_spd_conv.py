@@ -11,31 +11,13 @@ from cnnkit.errors import ConfigError
 from cnnkit.layers.nd import AVG_POOL, CONV, MAX_POOL
 from cnnkit.layers.same import padded_conv
 from cnnkit.layers.spd_conv import SPDConv, depth_to_space, replace_strides, space_to_depth
+from cnnkit.testing.compare import image, randomise
 from torch import nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 pytestmark = pytest.mark.paper("spd-conv")
 DIMS = (1, 2, 3)
-
-
-def image(size, channels=3, batch=2):
-    return torch.randn(batch, channels, *size, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-
-
-def randomise(model, seed=0):
-    """Draw everything that a forward pass reads, also statistics and affine maps."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, tensor in model.state_dict().items():
-            noise = torch.randn(tensor.shape, generator=generator)
-            if name.endswith("running_var"):
-                tensor.copy_(0.5 + noise.abs())
-            elif tensor.ndim > 1:
-                tensor.copy_(noise / tensor[0].numel() ** 0.5)
-            elif tensor.is_floating_point():
-                tensor.copy_(0.3 * noise + name.endswith("weight"))
-    return model.double().eval()
 
 
 class Strides(TorchDispatchMode):
@@ -62,7 +44,7 @@ def strides_of(model, x):
 @pytest.mark.parametrize("scale", [2, 3])
 def test_the_slices_are_the_papers(dims, scale):
     """``x[i::s, j::s]`` for every offset, the first changing fastest: to the bit."""
-    x = image((6, 12, 6)[:dims])
+    x = image(*(6, 12, 6)[:dims]).double()
     slices = []
     for offsets in itertools.product(range(scale), repeat=dims):
         slices.append(x[(..., *[slice(offset, None, scale) for offset in reversed(offsets)])])
@@ -70,14 +52,14 @@ def test_the_slices_are_the_papers(dims, scale):
 
 
 def test_in_two_dimensions_the_order_is_that_of_the_authors():
-    x = image((4, 6))
+    x = image(4, 6).double()
     expected = torch.cat([x[..., ::2, ::2], x[..., 1::2, ::2], x[..., ::2, 1::2], x[..., 1::2, 1::2]], 1)
     assert torch.equal(space_to_depth(x), expected)
 
 
 @pytest.mark.parametrize("scale", [2, 3])
 def test_it_is_pixel_unshuffle_in_another_order(scale):
-    x = image((6, 12))
+    x = image(6, 12).double()
     by_channel = space_to_depth(x, scale).unflatten(1, (scale, scale, 3)).permute(0, 3, 2, 1, 4, 5).flatten(1, 3)
     assert torch.equal(by_channel, F.pixel_unshuffle(x, scale))
 
@@ -85,7 +67,7 @@ def test_it_is_pixel_unshuffle_in_another_order(scale):
 @pytest.mark.parametrize(("size", "scale"), [((12,), 3), ((4, 6), 2), ((4, 9), (2, 3)), ((4, 6, 2), (2, 3, 1)), ((2, 4, 6), 2)])
 @pytest.mark.parametrize("groups", [1, 2, 4])
 def test_nothing_is_lost(size, scale, groups):
-    x = image(size, channels=4)
+    x = image(*size, channels=4).double()
     deep = space_to_depth(x, scale, groups=groups)
     assert torch.equal(depth_to_space(deep, scale, groups=groups), x)
     # A group has the slices of its own channels, and what belongs to one example stays there.
@@ -95,7 +77,7 @@ def test_nothing_is_lost(size, scale, groups):
 
 
 def test_what_is_missing_of_a_cell_is_zero():
-    x = image((5, 4))
+    x = image(5, 4).double()
     assert torch.equal(space_to_depth(x), space_to_depth(F.pad(x, (0, 0, 0, 1))))
     assert SPDConv(3, 5, dtype=torch.float64)(x).shape == (2, 5, 3, 2)
 
@@ -123,7 +105,7 @@ def test_it_holds_every_strided_convolution(dims, words):
     layer = SPDConv.from_conv(plain)
     assert set(layer.conv.stride) == {1}
     for size in ((12, 12, 12), (13, 14, 11), (9, 10, 15)):
-        x = image(size[:dims], channels=4)
+        x = image(*size[:dims], channels=4).double()
         torch.testing.assert_close(layer(x), plain(x), rtol=1e-12, atol=1e-12)
 
 
@@ -132,7 +114,7 @@ def test_strides_may_differ_by_axis():
     plain = nn.Conv2d(4, 6, (3, 5), stride=(1, 2), padding=(1, 2), dtype=torch.float64)
     layer = SPDConv.from_conv(plain)
     assert layer.scale == (1, 2) and layer.conv.kernel_size == (3, 3)
-    torch.testing.assert_close(layer(image((7, 9), 4)), plain(image((7, 9), 4)), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(layer(image(7, 9, channels=4).double()), plain(image(7, 9, channels=4).double()), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("dims", DIMS)
@@ -142,7 +124,7 @@ def test_it_holds_average_pooling_and_keeps_the_sizes_of_every_pooling(dims):
         for ceil in (False, True):
             average, largest = AVG_POOL[dims](**words, ceil_mode=ceil), MAX_POOL[dims](**words, ceil_mode=ceil)
             for size in ((12, 12, 12), (13, 11, 14), (8, 10, 7)):
-                x = image(size[:dims])
+                x = image(*size[:dims]).double()
                 layer = SPDConv.from_pool(average, 3, like=x)
                 if not ceil:
                     torch.testing.assert_close(layer(x), average(x), rtol=1e-12, atol=1e-12)
@@ -157,38 +139,38 @@ TINY = {"depths": (1, 2, 1, 1), "widths": (8, 8, 12, 16), "num_classes": 5}
 @torch.no_grad()
 def test_a_network_without_strides_begins_as_the_same_function(name):
     """The paper's form for small images: no first pooling. In float64, to 1e-10."""
-    plain, made = randomise(create_model(name, stem="small", **TINY)), randomise(create_model(name, stem="small", **TINY))
-    assert strides_of(plain, image((32, 32))) == {1, 2}
-    assert replace_strides(made, image((32, 32))) == 6
+    plain, made = randomise(create_model(name, stem="small", **TINY)).double(), randomise(create_model(name, stem="small", **TINY)).double()
+    assert strides_of(plain, image(32, 32).double()) == {1, 2}
+    assert replace_strides(made, image(32, 32).double()) == 6
     for size in ((32, 32), (27, 38)):
-        assert strides_of(made, image(size)) == {1}
-        torch.testing.assert_close(made(image(size)), plain(image(size)), rtol=1e-10, atol=1e-10)
+        assert strides_of(made, image(*size).double()) == {1}
+        torch.testing.assert_close(made(image(*size).double()), plain(image(*size).double()), rtol=1e-10, atol=1e-10)
 
 
 def test_a_network_with_pooling_keeps_its_shapes_and_mode_and_trains():
     torch.manual_seed(0)
     model = create_model("resnet18", features_only=True, **{key: TINY[key] for key in ("depths", "widths")})
     before = {key: value.clone() for key, value in model.state_dict().items() if "running" in key}
-    expected = [[level.shape for level in model(image(size).float())] for size in ((64, 64), (75, 53))]
+    expected = [[level.shape for level in model(image(*size))] for size in ((64, 64), (75, 53))]
     model.load_state_dict({**model.state_dict(), **before})
     # The stem, the first pooling, and in three stages a convolution and its shortcut.
-    assert replace_strides(model, image((64, 64)).float()) == 8
+    assert replace_strides(model, image(64, 64)) == 8
     assert model.training and all(module.training for module in model.modules())
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items() if "running" in key)
-    assert expected == [[level.shape for level in model(image(size).float())] for size in ((64, 64), (75, 53))]
-    assert strides_of(model, image((64, 64)).float()) == {1}
+    assert expected == [[level.shape for level in model(image(*size))] for size in ((64, 64), (75, 53))]
+    assert strides_of(model, image(64, 64)) == {1}
     model.zero_grad()
-    sum(level.square().mean() for level in model(image((64, 64)).float())).backward()
+    sum(level.square().mean() for level in model(image(64, 64))).backward()
     assert [key for key, parameter in model.named_parameters() if parameter.grad is None or not parameter.grad.any()] == []
 
 
 def test_a_module_that_is_used_twice_is_replaced_once():
     shared = nn.Conv2d(3, 3, 3, stride=2, padding=1, dtype=torch.float64)
     model = nn.Sequential(shared, nn.ReLU(), shared)
-    expected = model(image((16, 16)))
-    assert replace_strides(model, image((16, 16))) == 1
+    expected = model(image(16, 16).double())
+    assert replace_strides(model, image(16, 16).double()) == 1
     assert model[0] is model[2]
-    torch.testing.assert_close(model(image((16, 16))), expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(model(image(16, 16).double()), expected, rtol=1e-12, atol=1e-12)
 
 
 def test_every_position_counts_alike():
@@ -208,7 +190,7 @@ def test_every_position_counts_alike():
 
 def test_it_exports_with_a_free_batch():
     model = nn.Sequential(SPDConv(3, 4), nn.ReLU(), SPDConv.from_conv(nn.Conv2d(4, 4, 2, stride=2, groups=2))).eval()
-    x = image((15, 18)).float()
+    x = image(15, 18)
     program = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=8)},))
     torch.testing.assert_close(program.module()(x[:1]), model(x[:1]))
 
