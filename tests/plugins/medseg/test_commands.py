@@ -9,8 +9,9 @@ import sys
 import nibabel as nib
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from cnnkit.checkpoint import Header, save_checkpoint
-from cnnkit.cli import main
+from cnnkit.cli import cli, main
 from cnnkit.errors import CnnkitError, ConfigError, InputError, UsageError
 from cnnkit_medseg.commands import _METHODS, classes_of
 from cnnkit_medseg.metrics import score_folders
@@ -183,3 +184,8 @@ def test_help_imports_nothing_heavy():
 
 def test_methods_are_those_of_the_surface_module():
     assert _METHODS == METHODS
+
+
+def test_its_paper_is_listed_as_built():
+    rows = {row["slug"]: row for row in json.loads(CliRunner().invoke(cli, ["list", "papers", "--json"]).output)}
+    assert rows["swin-unetr"]["built"] and "medseg/swin_unetr" in rows["swin-unetr"]["names"]
