@@ -26,6 +26,7 @@ GROUP = "cnnkit.plugins"
 
 KNOWN = {
     "medseg": "Segment organs, tissues and lesions in CT and MR volumes.",
+    "superres": "Enlarge pictures and videos by two, three or four, in seamless tiles.",
 }
 """Plugins of this repository, so that one that is not installed is answered with its install line."""
 

@@ -24,7 +24,7 @@ class Figures:
     Args:
         params_m: Parameters in millions.
         gmacs: Multiply-adds in units of 1e9, at ``input_size``.
-        input_size: Side length of the input at which ``gmacs`` was counted.
+        input_size: Side length of the input at which ``gmacs`` was counted, or its sides.
         quality: The paper's quality figure with its metric, for people.
         counted_params_m: Our own count where the paper's figure cannot be met.
         counted_gmacs: Our own count where the paper's figure cannot be met.
@@ -33,7 +33,7 @@ class Figures:
 
     params_m: float | None = None
     gmacs: float | None = None
-    input_size: int = 224
+    input_size: int | tuple[int, ...] = 224
     quality: str = ""
     counted_params_m: float | None = None
     counted_gmacs: float | None = None
@@ -89,7 +89,7 @@ class Entry:
     def from_json(cls, data: Mapping[str, Any]) -> Entry:
         """Rebuild an entry from :meth:`to_json`; lists in ``args`` and ``sizes`` become tuples."""
         data = dict(data)
-        data["figures"] = Figures(**data.get("figures", {}))
+        data["figures"] = Figures(**{key: _tupled(value) for key, value in data.get("figures", {}).items()})
         data["dims"] = tuple(data.get("dims", (2,)))
         data["layouts"] = tuple(data.get("layouts", ()))
         for key in ("args", "sizes"):

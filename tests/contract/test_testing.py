@@ -15,8 +15,8 @@ from cnnkit.count import on_meta
 from cnnkit.errors import InputError
 from cnnkit.registry import Figures
 from cnnkit.testing import BackboneContract, assert_no_heavy_imports, assert_same, fresh_interpreter, watch_outside
-from cnnkit.testing.backbones import admitted, last_decimal
-from cnnkit.testing.compare import assert_near, assert_same_keys, centred, image, randomise, stir, without_gradient
+from cnnkit.testing.backbones import admitted
+from cnnkit.testing.compare import assert_near, assert_same_keys, centred, image, last_decimal, randomise, stir, without_gradient
 from torch import nn
 
 SMALL = {"depths": (1, 1, 1, 1), "widths": (4, 8, 8, 8)}

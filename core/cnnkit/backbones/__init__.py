@@ -86,7 +86,7 @@ def create_model(
     name: str,
     *,
     dims: int = 2,
-    in_chans: int = 3,
+    in_chans: int | None = None,
     num_classes: int = 1000,
     features_only: bool = False,
     out_indices: Sequence[int] | int | None = None,
@@ -99,7 +99,7 @@ def create_model(
     Args:
         name: A name of :func:`list_models`, or ``"plugin/model"``.
         dims: Number of spatial dimensions: 1 for sound, 2 for images, 3 for volumes.
-        in_chans: Channels of the input.
+        in_chans: Channels of the input; by default the model's own, which for a backbone is 3.
         num_classes: Outputs of the classifier; 0 leaves it out.
         features_only: Return a :class:`~cnnkit.backbones._base.FeaturePyramid` instead of a classifier.
         out_indices: With ``features_only``: levels to return, negative ones from the coarsest; a number ``n`` takes the last ``n``.
@@ -120,7 +120,9 @@ def create_model(
     if out_indices is not None and not features_only:
         raise UsageError("out_indices chooses levels of a feature pyramid; add features_only=True")
     target = entry.load()
-    words = {"dims": dims, "in_chans": in_chans, "num_classes": 0 if features_only else num_classes}
+    words = {"dims": dims, "num_classes": 0 if features_only else num_classes}
+    if in_chans is not None:
+        words["in_chans"] = in_chans
     model = target(**_arguments(name, target, words, {**entry.args, **arch}, arch))
     if features_only:
         model.drop_head()

@@ -150,7 +150,7 @@ def _variant(depths: tuple[int, ...], widths: tuple[int, ...], layer_scale: floa
 FAMILY = Family(
     name="poolformer",
     cls=PoolFormer,
-    small=("poolformer_s12", {"depths": (1, 1, 2, 1), "widths": (16, 24, 32, 48), "layer_scale": 1.0}),
+    small=("poolformer_s12", {"depths": (1, 1, 2, 1), "widths": (16, 24, 32, 48), "layer_scale": 0.1}),
     paper="poolformer",
     summary="A transformer's skeleton whose token mixer is a mean over neighbours (Yu et al., 2022).",
     variants={

@@ -110,7 +110,8 @@ def _model(name: str, entry: Entry) -> dict[str, Any]:
 
     figures = entry.figures
     reference, idea = _docstring(family_module(entry.family) if entry.family else entry.target)
-    multiply_adds = f"multiply-adds (G) at {figures.input_size}"
+    sides = figures.input_size if isinstance(figures.input_size, int) else " x ".join(map(str, figures.input_size))
+    multiply_adds = f"multiply-adds (G) at {sides}"
     return {
         "name": name,
         "summary": entry.summary,

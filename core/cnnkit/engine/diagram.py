@@ -129,6 +129,7 @@ def stages_of(name: str, *, dims: int | None = None, size: Sequence[int] = ()) -
 
     from cnnkit.backbones import create_model, model_entry
     from cnnkit.count import on_meta
+    from cnnkit.layers.nd import tupled
 
     entry = model_entry(name)
     dims = dims if dims is not None else 2 if 2 in entry.dims else entry.dims[0]
@@ -139,8 +140,8 @@ def stages_of(name: str, *, dims: int | None = None, size: Sequence[int] = ()) -
         model: Any = create_model(name, dims=dims).eval()
         if model.fixed_size is not None and sides and sides != model.fixed_size:
             model = create_model(name, dims=dims, img_size=sides).eval()
-        usual = -(-max(entry.figures.input_size, model.min_size) // model.size_multiple) * model.size_multiple
-        sides = sides or model.fixed_size or (usual,) * dims
+        usual = (max(side, model.min_size) for side in tupled(entry.figures.input_size, dims))
+        sides = sides or model.fixed_size or tuple(-(-side // model.size_multiple) * model.size_multiple for side in usual)
         x = torch.empty(1, model.in_chans, *sides)
         with torch.no_grad():
             try:

@@ -5,10 +5,16 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from typing import Any, TypeVar
 
+import pytest
 import torch
 from torch import Tensor, nn
+
+from cnnkit.count import count_macs, count_params
+from cnnkit.layers.nd import tupled
+from cnnkit.registry import Figures
 
 Drawn = TypeVar("Drawn", nn.Module, dict[str, Tensor])
 
@@ -176,3 +182,31 @@ def tensors_in(value: Any) -> list[Tensor]:
     if isinstance(value, (list, tuple)):
         return [tensor for item in value for tensor in tensors_in(item)]
     return []
+
+
+def assert_figures(figures: Figures, model: nn.Module, dims: int, in_chans: int = 3) -> None:
+    """Hold a model's parameters and multiply-adds against the paper's figures, to the precision that it printed.
+
+    Args:
+        figures: What the paper printed, and our own counts where that cannot be met.
+        model: The model, on the ``meta`` device to be quick.
+        dims: Its spatial dimensions.
+        in_chans: Channels of the input.
+
+    Raises:
+        AssertionError: If they differ, or a figure that cannot be met has no reason beside it.
+    """
+    stated = figures.params_m if figures.counted_params_m is None else figures.counted_params_m
+    if stated is not None:
+        assert count_params(model) / 1e6 == pytest.approx(stated, abs=last_decimal(stated), rel=0)
+    stated = figures.gmacs if figures.counted_gmacs is None else figures.counted_gmacs
+    if stated is not None:
+        macs = count_macs(model, (1, in_chans, *tupled(figures.input_size, dims)))
+        assert macs / 1e9 == pytest.approx(stated, abs=last_decimal(stated), rel=0)
+    if figures.counted_params_m is not None or figures.counted_gmacs is not None:
+        assert figures.note, "a figure that cannot be met needs its reason"
+
+
+def last_decimal(figure: float) -> float:
+    """Return half a unit of the last decimal that was printed: the precision of a published figure."""
+    return 0.5 * 10.0 ** int(Decimal(repr(figure)).as_tuple().exponent)

@@ -1,0 +1,26 @@
+"""The super-resolution plugin keeps the contracts of tasks and models."""
+
+from __future__ import annotations
+
+import pytest
+from cnnkit.plugin import get
+from cnnkit.testing import ModelContract, SmallModel
+from torch import Tensor
+
+pytest.importorskip("cnnkit_superres")
+
+SMALL = {
+    "espcn": SmallModel({"widths": (8, 6)}, in_chans=1),
+}
+"""The small form of each network, by its name without the scale."""
+
+
+class TestModels(ModelContract):
+    plugin = "superres"
+    small = {name: SMALL[name.removeprefix("superres/").rpartition("_x")[0]] for name in get("superres").models}
+
+    def check_output(self, small: SmallModel, x: Tensor, outputs: list[Tensor]) -> None:
+        """Colours stay, sides grow by the scale."""
+        batch, colours, *sides = outputs[0].shape
+        assert (batch, colours) == (small.batch, small.in_chans)
+        assert sides[0] / x.shape[2] == sides[1] / x.shape[3] in (2, 3, 4)
