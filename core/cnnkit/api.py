@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from cnnkit import plugin as plugins
 from cnnkit.errors import CheckpointError, UsageError, unknown
-from cnnkit.options import Shard
+from cnnkit.options import RunOptions, Shard
 
 if TYPE_CHECKING:
     from cnnkit.engine.run import Report
@@ -71,7 +71,7 @@ def run(
     return run_batch(
         plugin,
         request,
-        checkpoint=find_checkpoint(plugin, checkpoint),
+        checkpoint=find_checkpoint(plugin, checkpoint, request),
         config=Path(config) if config is not None else None,
         overrides=tuple(overrides),
         example=example,
@@ -81,10 +81,11 @@ def run(
     )
 
 
-def find_checkpoint(plugin: Plugin, checkpoint: str | Path | None = None) -> Path:
-    """Return the given checkpoint, or the one that the plugin ships.
+def find_checkpoint(plugin: Plugin, checkpoint: str | Path | None = None, request: RunOptions | None = None) -> Path:
+    """Return the given checkpoint, or the one that the plugin ships; if it ships several, the one for the options in ``request``.
 
     Raises:
+        UsageError: If none of several serves the options.
         CheckpointError: If the file does not exist, or none was given and the plugin ships none.
     """
     if checkpoint is not None:
@@ -95,7 +96,8 @@ def find_checkpoint(plugin: Plugin, checkpoint: str | Path | None = None) -> Pat
     if not plugin.checkpoint:
         raise CheckpointError(f"plugin {plugin.name!r} ships no checkpoint; give one with --ckpt FILE")
     package = plugin.task.partition(".")[0].partition(":")[0]
-    path = Path(str(importlib.resources.files(package))) / plugin.checkpoint
+    name = plugin.checkpoint if request is None else request.builtin(plugin.checkpoint)
+    path = Path(str(importlib.resources.files(package))) / name
     if not path.is_file():
         raise CheckpointError(
             f"the built-in checkpoint {path} is missing; install cnnkit-{plugin.name} again, or give one with --ckpt FILE"

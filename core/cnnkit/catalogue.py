@@ -50,10 +50,10 @@ def layers() -> dict[str, Entry]:
 
 
 def entries() -> dict[str, Entry]:
-    """Return everything that is registered, by name: layers and backbones of the core and models of plugins."""
+    """Return everything that is registered, by name: layers and backbones of the core, models and other parts of plugins."""
     from cnnkit.backbones import list_models, model_entry
 
-    return {**layers(), **{name: model_entry(name) for name in list_models()}, **plugins.models()}
+    return {**layers(), **{name: model_entry(name) for name in list_models()}, **plugins.models(), **plugins.parts()}
 
 
 def papers() -> list[Paper]:

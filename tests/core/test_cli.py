@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 from cnnkit.cli import VERBS, cli, main
 from cnnkit.cli.run import own_fields
+from cnnkit.plugin import KNOWN
 
 TOY = Path(__file__).parent / "toy_plugin"
 HEAVY = ("torch", "numpy", "pydantic", "yaml", "rich", "monai", "nibabel", "lightning", "safetensors", "scipy", "SimpleITK")
@@ -212,7 +213,7 @@ def test_a_known_plugin_that_is_not_installed_is_answered_with_its_pip_line(fres
         result = fresh(*words.split(), code=code)
         assert result.returncode == 2 and "plugin 'medseg' is not installed here; type: pip install cnnkit cnnkit-medseg" in result.stderr
     listed = fresh("list", "plugins", "--json", code=code)
-    assert [(row["name"], row["state"]) for row in json.loads(listed.stdout)] == [("medseg", "not installed")]
+    assert [(row["name"], row["state"]) for row in json.loads(listed.stdout)] == [(name, "not installed") for name in sorted(KNOWN)]
     assert fresh("doctor", code=code).returncode == 0 and "no plugin is installed" in fresh("run", "--help", code=code).stdout
 
 

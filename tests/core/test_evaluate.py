@@ -155,6 +155,21 @@ def test_a_task_may_adopt_foreign_weights(tmp_path, installed, monkeypatch):
     assert (load(path, plugin=PLUGIN, config=config).model[0].weight == 2).all()
 
 
+def test_a_task_may_recognise_foreign_weights(tmp_path, installed, monkeypatch):
+    path = tmp_path / "plain.pt"
+    torch.save(Toy(Config(hidden=5)).model().state_dict(), path)
+    sizes = classmethod(lambda cls, state, source: {"hidden": len(state["0.weight"])})
+    monkeypatch.setattr(Toy, "recognise", sizes, raising=False)
+    for loaded in (load(path, plugin=PLUGIN), load(path, task="toy", overrides=["batch=2"])):
+        assert loaded.task.cfg.hidden == loaded.model[0].out_features == 5 and loaded.header.task == "toy"
+    with pytest.raises(CheckpointError, match="no task"):
+        load(path)  # Nobody said which task to ask.
+    config = tmp_path / "c.yaml"
+    config.write_text("hidden: 6\n")
+    with pytest.raises(CheckpointError, match="does not fit"):
+        load(path, plugin=PLUGIN, config=config)  # A configuration that is given counts.
+
+
 def test_what_the_command_line_imports_brings_no_torch():
     names = ", ".join(f"cnnkit.engine.{name}" for name in ("config", "fit", "evaluate", "load", "resume", "device", "optim", "curves"))
     code = f"import sys, {names}; print(*{{'torch', 'lightning', 'numpy', 'yaml', 'pydantic'}} & set(sys.modules))"

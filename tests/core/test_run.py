@@ -6,6 +6,7 @@ import csv
 import errno
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -263,3 +264,15 @@ def test_the_command_line_prints_what_it_wrote(toy, toy_checkpoint, inputs, tmp_
         main(["run", "toy", str(inputs), "--ckpt", str(toy_checkpoint), "-o", str(out), "-q"])
     shown = capsys.readouterr()
     assert stop.value.code == 1 and shown.out == "" and "error: " in shown.err and "[1/" not in shown.err
+
+
+def test_options_choose_among_built_in_checkpoints(toy, tmp_path, monkeypatch):
+    from cnnkit_toy.args import Run
+
+    monkeypatch.setattr(Run, "builtin", lambda self, checkpoint: f"weights/{self.sign}.ckpt")
+    shipped = replace(toy, checkpoint="weights/plus.ckpt")
+    for sign in ("plus", "minus"):
+        with pytest.raises(CheckpointError, match=rf"weights.{sign}.ckpt is missing"):
+            api.find_checkpoint(shipped, None, Run(sign=sign))
+    with pytest.raises(CheckpointError, match="ships no checkpoint"):
+        api.find_checkpoint(toy, None, Run())

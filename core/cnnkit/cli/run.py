@@ -88,13 +88,10 @@ def _run(plugin: Plugin, kind: type, values: dict[str, Any]) -> int:
     if not example and not inputs:
         raise click.UsageError(f"no input was given; type: cnnkit run {plugin.name} FILE, or cnnkit run {plugin.name} --example")
     shard = Shard.parse(values.pop("shard"))
-    settings = {
-        "checkpoint": find_checkpoint(plugin, values.pop("ckpt")),
-        "config": values.pop("config"),
-        "overrides": values.pop("set"),
-        "resume": values.pop("resume"),
-    }
+    checkpoint = values.pop("ckpt")
+    settings = {"config": values.pop("config"), "overrides": values.pop("set"), "resume": values.pop("resume")}
     request = kind(inputs=inputs, **values)
+    settings["checkpoint"] = find_checkpoint(plugin, checkpoint, request)
 
     from cnnkit.engine.run import run_batch, summary_lines
 

@@ -13,7 +13,7 @@ from cnnkit.errors import CheckpointError
 from cnnkit.plugin import Plugin, get
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def load(
     """Load a checkpoint together with the task that it belongs to.
 
     Args:
-        path: A cnnkit checkpoint; or plain weights, which need ``config`` and a ``plugin`` or ``task``.
+        path: A cnnkit checkpoint; or plain weights, which need a ``plugin`` or ``task``, and ``config`` unless the task recognises them.
         plugin: The plugin that the caller works with; by default the one that the checkpoint names.
         task: Name of the task that the caller expects, for a caller that has no plugin at hand.
         config: YAML file over the checkpoint's configuration.
@@ -52,24 +52,35 @@ def load(
     """
     path = Path(path)
     expected = plugin.name if plugin is not None else task
-    if recognise(path) == "cnnkit":
-        header = read_header(path)
-        if expected and header.task != expected:
-            raise CheckpointError(
-                f"{path} is a checkpoint of task {header.task!r}, not of {expected!r}; type: cnnkit run {header.task} --ckpt {path} ..."
-            )
-    elif expected and config is not None:
-        header = Header(task=expected)
+    foreign = recognise(path) != "cnnkit"
+    if foreign:
+        plugin = plugin or (get(expected) if expected else None)
+        header, state = _foreign(plugin, path, config)
     else:
-        header = read_header(path)  # Raises, saying what the file is and what it lacks.
+        header, state = read_header(path), None
+    if expected and header.task != expected:
+        raise CheckpointError(
+            f"{path} is a checkpoint of task {header.task!r}, not of {expected!r}; type: cnnkit run {header.task} --ckpt {path} ..."
+        )
     plugin = plugin or get(header.task)
     built = plugin.load_task()
     stored = build_config(built.Config, header.config, path, config, overrides)
     instance = built(stored)
     _check_labels(instance, header, path)
     model = instance.model()
-    _fill(instance, model, path, foreign=not header.config)
+    _fill(instance, model, path, read_state(path) if state is None else state, foreign=foreign)
     return Loaded(instance, model.eval(), header, plugin)
+
+
+def _foreign(plugin: Plugin | None, path: Path, config: Path | None) -> tuple[Header, dict[str, Tensor] | None]:
+    """Return a header for weights that carry none, with a configuration if the task recognises them, and the weights if they were read."""
+    if plugin is not None and config is not None:
+        return Header(task=plugin.name), None
+    kind = plugin.load_task() if plugin is not None else None
+    if plugin is None or not hasattr(kind, "recognise"):
+        return read_header(path), None  # Raises, saying what the file is and what it lacks.
+    state = read_state(path)
+    return Header(task=plugin.name, config=dict(kind.recognise(state, str(path)))), state
 
 
 def build_config(kind: type, stored: Mapping[str, Any], source: Path, config: Path | None, overrides: Sequence[str]) -> Any:
@@ -88,14 +99,13 @@ def load_into(task: Any, model: nn.Module, path: str | Path) -> None:
     Raises:
         CheckpointError: If the file cannot be read safely or does not fit.
     """
-    _fill(task, model, Path(path), foreign=recognise(path) != "cnnkit")
+    _fill(task, model, Path(path), read_state(path), foreign=recognise(path) != "cnnkit")
 
 
-def _fill(task: Any, model: nn.Module, path: Path, *, foreign: bool) -> None:
+def _fill(task: Any, model: nn.Module, path: Path, state: dict[str, Tensor], *, foreign: bool) -> None:
     from cnnkit.task import Adopts
     from cnnkit.weights import load_weights
 
-    state = read_state(path)
     if foreign and isinstance(task, Adopts):
         task.adopt(state, model)
     else:

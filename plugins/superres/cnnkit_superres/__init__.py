@@ -3,18 +3,17 @@
 from cnnkit.plugin import Plugin
 from cnnkit.registry import Entry, Figures
 
-
-def _scales(
-    name: str, target: str, paper: str, summary: str, figures: dict[int, Figures], layouts: tuple[str, ...] = ()
-) -> dict[str, Entry]:
-    """Return an entry for every scale of a network, under ``superres/NAME_x2`` and so on."""
-    return {
-        f"superres/{name}_x{scale}": Entry(
-            f"cnnkit_superres.models.{target}", paper=paper, summary=summary, args={"scale": scale}, figures=figure, layouts=layouts
-        )
-        for scale, figure in figures.items()
-    }
-
+# Each network with its figures by scale; multiply-adds are for an output of 1280 x 720.
+NETWORKS = {
+    "espcn": (
+        Entry(
+            "cnnkit_superres.models.espcn:ESPCN",
+            paper="espcn",
+            summary="Three convolutions at low resolution and a sub-pixel shuffle; luminance.",
+        ),
+        {2: Figures(params_m=0.021284), 3: Figures(params_m=0.022729), 4: Figures(params_m=0.024752)},
+    ),
+}
 
 PLUGIN = Plugin(
     name="superres",
@@ -23,13 +22,10 @@ PLUGIN = Plugin(
     task="cnnkit_superres.task:SuperRes",
     run="cnnkit_superres.args:Run",
     requires=("kornia", "PIL", "scipy", "skimage", "tifffile"),
+    checkpoint="weights/photo_x2.ckpt",
     models={
-        **_scales(
-            "espcn",
-            "espcn:ESPCN",
-            "espcn",
-            "Three convolutions at low resolution and a sub-pixel shuffle; luminance.",
-            {scale: Figures(params_m=params) for scale, params in {2: 0.021284, 3: 0.022729, 4: 0.024752}.items()},
-        ),
+        f"superres/{name}_x{scale}": entry.variant(figures, scale=scale)
+        for name, (entry, scales) in NETWORKS.items()
+        for scale, figures in scales.items()
     },
 )
