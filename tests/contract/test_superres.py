@@ -11,6 +11,7 @@ pytest.importorskip("cnnkit_superres")
 
 SMALL = {
     "espcn": SmallModel({"widths": (8, 6)}, in_chans=1),
+    "cfsr": SmallModel({"channels": 8, "depths": (1, 1)}, in_chans=3),
 }
 """The small form of each network, by its name without the scale."""
 
