@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 from torch import Tensor, nn
@@ -51,7 +52,7 @@ class TokenPool(GlobalPool):
         return x if self.kind == "none" else global_pool(x[:, 1:].mT, self.kind)
 
 
-class TokenBackbone(Backbone):
+class TokenBackbone(Backbone, ABC):
     """A backbone whose last features are tokens, ``(B, 1 + N, num_features)``, the class token first.
 
     Args:
@@ -69,9 +70,9 @@ class TokenBackbone(Backbone):
         super().__init__(dims=dims, in_chans=in_chans, num_classes=num_classes, num_features=num_features, drop_rate=drop_rate)
         self.global_pool = TokenPool(global_pool)
 
+    @abstractmethod
     def forward_features(self, x: Tensor) -> Tensor:
         """Return the last tokens, ``(B, 1 + N, num_features)``, the class token first."""
-        raise NotImplementedError(f"{type(self).__name__} must define forward_features")
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the classifier by a new one; see :meth:`Backbone.reset_classifier`."""

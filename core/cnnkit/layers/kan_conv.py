@@ -15,6 +15,7 @@ of ``x``: what lies outside of the image adds nothing. Functions to choose from 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
 import torch
@@ -28,7 +29,7 @@ from cnnkit.layers.norm import get_norm
 from cnnkit.registry import Entry
 
 
-class Basis(nn.Module):
+class Basis(nn.Module, ABC):
     """Functions of one variable that every channel is expanded by.
 
     Shapes:
@@ -37,9 +38,9 @@ class Basis(nn.Module):
 
     functions: int
 
+    @abstractmethod
     def values(self, x: Tensor) -> list[Tensor] | Tensor:
         """Return the values of every function, each like ``x``, or all with the functions at axis 2."""
-        raise NotImplementedError(f"{type(self).__name__} must define values")
 
     def forward(self, x: Tensor) -> Tensor:
         """Expand the channels."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any, TypeVar
 
@@ -141,6 +141,13 @@ def randomise(model: Drawn, seed: int = 0, *, gain: float = 1.0, spread: Mapping
                 noise = noise * (gain / math.prod(tensor.shape[1:])) ** 0.5
             tensor.copy_(noise)
     return model.eval() if isinstance(model, nn.Module) else model
+
+
+def filled(build: Callable[[], nn.Module], seed: int = 0, *, gain: float = 1.0) -> nn.Module:
+    """Build a model without its costly initialisation, and draw its weights as :func:`randomise` does."""
+    with torch.device("meta"):
+        model = build()
+    return randomise(model.to_empty(device="cpu"), seed, gain=gain)
 
 
 def image(*size: int, channels: int = 3, batch: int = 2, seed: int = 1) -> Tensor:

@@ -11,7 +11,7 @@ from cnnkit.backbones import create_model, create_small
 from cnnkit.backbones.inception_resnet import InceptionResNetV1, ResidualMixed
 from cnnkit.count import count_params, on_meta
 from cnnkit.errors import ConfigError
-from cnnkit.testing.compare import assert_near, assert_same_keys, image, randomise
+from cnnkit.testing.compare import assert_near, assert_same_keys, filled, image
 from cnnkit.weights import load_weights
 from torch import Tensor, nn
 
@@ -19,11 +19,8 @@ timm = pytest.importorskip("timm")
 pytestmark = pytest.mark.paper("inception-v4")
 
 
-def filled(build, seed: int = 0) -> nn.Module:
-    """Build without the costly initialisation, and draw what it would have set."""
-    with torch.device("meta"):
-        model = build()
-    return randomise(model.to_empty(device="cpu"), seed, gain=2.0)
+def drawn(build, seed: int = 0) -> nn.Module:
+    return filled(build, seed, gain=2.0)
 
 
 @torch.no_grad()
@@ -35,8 +32,8 @@ def test_levels_and_logits_equal_timm():
         theirs.repeat, theirs.repeat_1, theirs.repeat_2 = theirs.repeat[:2], theirs.repeat_1[:1], theirs.repeat_2[:2]
         return theirs
 
-    theirs = filled(shortened)
-    ours = filled(lambda: create_model("inception_resnet_v2", depths=(2, 1, 3), num_classes=5), seed=1)
+    theirs = drawn(shortened)
+    ours = drawn(lambda: create_model("inception_resnet_v2", depths=(2, 1, 3), num_classes=5), seed=1)
     assert load_weights(ours, theirs.state_dict()) == "cnnkit"
     for size in ((75, 75), (97, 110)):
         last, levels = theirs.forward_intermediates(image(*size))
@@ -139,7 +136,7 @@ class Faces:
 @torch.no_grad()
 def test_the_network_of_faces_follows_its_equations(dims, size):
     depths = (2, 1, 2)
-    model = filled(lambda: create_model("inception_resnet_v1_facenet", dims=dims, depths=depths, width=0.05, num_classes=5)).double()
+    model = drawn(lambda: create_model("inception_resnet_v1_facenet", dims=dims, depths=depths, width=0.05, num_classes=5)).double()
     x = image(*size).double()[: 1 if dims == 3 else 2]
     reference = Faces(model.state_dict(), dims)
     expected = reference.embedding(x, depths)
@@ -163,7 +160,7 @@ def test_the_network_of_faces_is_that_of_the_published_weights():
 @torch.no_grad()
 def test_a_scale_of_zero_makes_a_block_the_identity():
     """On what a block sees, rectified features; any other scale adds in proportion."""
-    model = filled(lambda: create_small("inception_resnet", num_classes=3)).double()
+    model = drawn(lambda: create_small("inception_resnet", num_classes=3)).double()
     x = image(32, 32).double()
     for block in (model.repeat[0], model.repeat_1[0], model.repeat_2[0]):
         features = x[:, :1].expand(2, block.out_channels, 32, 32).relu()

@@ -9,7 +9,7 @@ from cnnkit.backbones._inception import Conv, Parts, Smooth
 from cnnkit.backbones.inception_v3 import inception_a, inception_b, inception_c, reduction_b
 from cnnkit.count import count_params, on_meta
 from cnnkit.errors import CheckpointError, InputError, UsageError
-from cnnkit.testing.compare import assert_near, image, randomise
+from cnnkit.testing.compare import assert_near, filled, image, randomise
 from cnnkit.weights import load_weights
 from torch import nn
 
@@ -18,23 +18,20 @@ torchvision = pytest.importorskip("torchvision")
 pytestmark = pytest.mark.paper("inception-v3")
 
 
-def filled(build, seed: int = 0) -> nn.Module:
-    """Build without the costly initialisation, and draw what it would have set."""
-    with torch.device("meta"):
-        model = build()
-    return randomise(model.to_empty(device="cpu"), seed, gain=2.0)
+def drawn(build, seed: int = 0) -> nn.Module:
+    return filled(build, seed, gain=2.0)
 
 
 @pytest.fixture(scope="module")
 def of_torchvision() -> nn.Module:
     build = torchvision.models.inception_v3
-    return filled(lambda: build(weights=None, aux_logits=True, init_weights=False, num_classes=5, transform_input=False))
+    return drawn(lambda: build(weights=None, aux_logits=True, init_weights=False, num_classes=5, transform_input=False))
 
 
 @torch.no_grad()
 def test_levels_and_logits_equal_timm():
-    theirs = filled(lambda: timm.create_model("inception_v3", num_classes=5))
-    ours = filled(lambda: create_model("inception_v3", num_classes=5))
+    theirs = drawn(lambda: timm.create_model("inception_v3", num_classes=5))
+    ours = drawn(lambda: create_model("inception_v3", num_classes=5))
     assert list(ours.state_dict()) == list(theirs.state_dict())
     assert [dict(level) for level in ours.feature_info] == theirs.feature_info
     for size in ((75, 75), (97, 110)):
@@ -60,7 +57,7 @@ def test_logits_equal_torchvision_with_and_without_the_auxiliary_head(of_torchvi
     theirs.training = False
     assert_near(logits, expected.logits)
     assert_near(aux, expected.aux_logits)
-    plain = filled(lambda: create_model("inception_v3", num_classes=5), seed=1)
+    plain = drawn(lambda: create_model("inception_v3", num_classes=5), seed=1)
     assert load_weights(plain, theirs.state_dict()) == "torchvision"
     assert_near(plain(x[:, :, :99, :99]), theirs(x[:, :, :99, :99]))
 

@@ -9,23 +9,20 @@ from cnnkit.backbones._inception import Parts
 from cnnkit.backbones.inception_v4 import inception_b, inception_c
 from cnnkit.count import count_params, on_meta
 from cnnkit.errors import InputError
-from cnnkit.testing.compare import assert_near, image, randomise
+from cnnkit.testing.compare import assert_near, filled, image
 from torch import nn
 
 timm = pytest.importorskip("timm")
 pytestmark = pytest.mark.paper("inception-v4")
 
 
-def filled(build, seed: int = 0) -> nn.Module:
-    """Build without the costly initialisation, and draw what it would have set."""
-    with torch.device("meta"):
-        model = build()
-    return randomise(model.to_empty(device="cpu"), seed, gain=2.0)
+def drawn(build, seed: int = 0) -> nn.Module:
+    return filled(build, seed, gain=2.0)
 
 
 @torch.no_grad()
 def test_levels_and_logits_equal_timm():
-    theirs = filled(lambda: timm.create_model("inception_v4", num_classes=5))
+    theirs = drawn(lambda: timm.create_model("inception_v4", num_classes=5))
     with on_meta():
         ours = create_model("inception_v4", num_classes=5).eval()
     assert list(ours.state_dict()) == list(theirs.state_dict())
@@ -83,7 +80,7 @@ def test_factorised_kernels_visit_every_axis(dims):
 @torch.no_grad()
 def test_the_last_block_concatenates_what_its_units_return(dims):
     """The plain equations, in the dimensions that timm has not."""
-    block = filled(lambda: inception_c(Parts(dims, 0.03), 6)).double()
+    block = drawn(lambda: inception_c(Parts(dims, 0.03), 6)).double()
     x = torch.randn(2, 6, *(4, 3, 5)[:dims], generator=torch.Generator().manual_seed(2)).double()
     letters = "abc"[:dims]
     short = block.branch1_0(x)

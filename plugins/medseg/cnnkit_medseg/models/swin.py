@@ -21,7 +21,7 @@ from cnnkit.layers.attention import attend
 from cnnkit.layers.conv import ConvNormAct
 from cnnkit.layers.drop import DropPath, drop_path_rates
 from cnnkit.layers.norm import get_norm
-from cnnkit.layers.window import partition, relative_position_index, unpartition, wrapped_pairs
+from cnnkit.layers.window import in_windows, map_by_mask, relative_position_index, wrapped_pairs
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -121,26 +121,16 @@ class WindowAttention(nn.Module):
         Shapes:
             x: ``(B, *grid, N, C)``, the windows of :func:`partition`; the result has the same shape.
         """
-        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))
-        out = self._attend(qkv, self.bias(x.shape[-2]), window, shift, ())
-        return self.proj_drop(self.proj(out))
+        bias = self.bias(x.shape[-2])
 
-    def _attend(self, qkv: Tensor, bias: Tensor, window: Sequence[int], shift: Sequence[int], last: tuple[bool, ...]) -> Tensor:
-        # All windows but the last along an axis share one mask, so at most 2^dims masks exist. Splitting the grid by
-        # them avoids a mask for every window, which for a 128^3 crop would be a tensor of 1000 x 343 x 343.
-        axis = len(last)
-        if axis < len(window):
-            if shift[axis] == 0:
-                return self._attend(qkv, bias, window, shift, (*last, False))
-            inner, outer = qkv.split((qkv.shape[axis + 1] - 1, 1), dim=axis + 1)
-            parts = (self._attend(inner, bias, window, shift, (*last, False)), self._attend(outer, bias, window, shift, (*last, True)))
-            return torch.cat(parts, dim=axis + 1)
-        if any(last):
-            bias = bias + MASKED * wrapped_pairs(window, shift, last, qkv.device)
-        query, key, value = qkv.flatten(0, len(window)).permute(2, 0, 3, 1, 4)
-        out = attend(query, key, value, bias.to(query.dtype)[None], drop=self.attn_drop if self.training else 0.0)
-        # Joined head by head: a reshape would be exported as a view, which holds for one kernel's memory layout only.
-        return torch.cat(out.unbind(1), dim=-1).unflatten(0, qkv.shape[: len(window) + 1])
+        def attention(qkv: Tensor, last: tuple[bool, ...]) -> Tensor:
+            biased = bias + MASKED * wrapped_pairs(window, shift, last, qkv.device) if any(last) else bias
+            query, key, value = qkv.flatten(0, len(window)).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+            out = attend(query, key, value, biased.to(query.dtype)[None], drop=self.attn_drop if self.training else 0.0)
+            # Joined head by head: a reshape would be exported as a view, which holds for one kernel's memory layout only.
+            return torch.cat(out.unbind(1), dim=-1).unflatten(0, qkv.shape[: len(window) + 1])
+
+        return self.proj_drop(self.proj(map_by_mask(self.qkv(x), shift, attention)))
 
 
 class Mlp(nn.Module):
@@ -196,26 +186,9 @@ class SwinBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, *spatial, C)`` to the same shape."""
-        x = x + self.drop_path(self._attention(self.norm1(x)))
+        # The zeros that fill the last windows up take part in attention, as in the published models.
+        x = x + self.drop_path(in_windows(self.norm1(x), self.window_size, self.shifted, self.attn))
         return x + self.drop_path(self.mlp(self.norm2(x)))
-
-    def _attention(self, x: Tensor) -> Tensor:
-        size = x.shape[1:-1]
-        window = tuple(min(w, s) for w, s in zip(self.window_size, size, strict=True))
-        shift = tuple(w // 2 if self.shifted and s > w else 0 for w, s in zip(window, size, strict=True))
-        axes = tuple(range(1, len(size) + 1))
-        # Padding is at the far end of every axis and takes part in attention, as in the published models.
-        padding = [-s % w for s, w in zip(size, window, strict=True)]
-        if any(padding):
-            x = F.pad(x, (0, 0, *itertools.chain.from_iterable((0, p) for p in reversed(padding))))
-        if any(shift):
-            x = torch.roll(x, [-s for s in shift], axes)
-        x = unpartition(self.attn(partition(x, window), window, shift), window)
-        if any(shift):
-            x = torch.roll(x, shift, axes)
-        for axis, side in zip(axes, size, strict=True):
-            x = x.narrow(axis, 0, side)
-        return x
 
 
 class PatchMerging(nn.Module):
