@@ -12,6 +12,14 @@ pytest.importorskip("cnnkit_superres")
 SMALL = {
     "espcn": SmallModel({"widths": (8, 6)}, in_chans=1),
     "cfsr": SmallModel({"channels": 8, "depths": (1, 1)}, in_chans=3),
+    "a2n": SmallModel({"channels": 8, "tail_channels": 6, "depth": 2}, in_chans=3),
+    "a2n_m": SmallModel({"channels": 8, "tail_channels": 6, "depth": 2}, in_chans=3),
+    "span": SmallModel({"channels": 8}, in_chans=3),
+    "span_s": SmallModel({"channels": 6}, in_chans=1),
+    "dscf": SmallModel({"channels": 8}, in_chans=3),
+    # Of several scales only the branch of the current one gets a gradient.
+    "carn": SmallModel({"width": 8, "scales": ()}, in_chans=3),
+    "carn_m": SmallModel({"width": 8, "scales": ()}, in_chans=3),
 }
 """The small form of each network, by its name without the scale."""
 

@@ -4,6 +4,8 @@ from cnnkit.plugin import Plugin
 from cnnkit.registry import Entry, Figures
 
 _CFSR = "The paper counts the merged network, as fuse() makes it; its multiply-adds are more than those of the convolutions (x4)."
+_SPAN = "The paper counts the merged network, as fuse() makes it."
+_CARN_M = "The paper's 412 K are the weights without the biases (412,050), which it counts for CARN; the official code and file have these."
 
 # Each network with its figures by scale; multiply-adds are for an output of 1280 x 720.
 NETWORKS = {
@@ -26,6 +28,86 @@ NETWORKS = {
             2: Figures(params_m=0.291, counted_params_m=0.298236, note=_CFSR),
             3: Figures(params_m=0.298, counted_params_m=0.304731, note=_CFSR),
             4: Figures(0.307, 17.5, (180, 320), "32.33 dB Set5", counted_params_m=0.313824, counted_gmacs=17.161, note=_CFSR),
+        },
+    ),
+    "a2n": (
+        Entry(
+            "cnnkit_superres.models.a2n:A2N",
+            paper="a2n",
+            summary="Blocks weigh a branch with attention against one without, as the picture needs.",
+            layouts=("official",),
+        ),
+        {2: Figures(params_m=1.036443), 3: Figures(params_m=1.036443), 4: Figures()},  # As many as the official files hold.
+    ),
+    "a2n_m": (
+        Entry(
+            "cnnkit_superres.models.a2n:A2N",
+            paper="a2n",
+            summary="A2N with a 1x1 convolution in the branch without attention.",
+            args={"plain_kernel": 1},
+            layouts=("official",),
+        ),
+        {2: Figures(), 3: Figures(), 4: Figures()},
+    ),
+    "span": (
+        Entry(
+            "cnnkit_superres.models.span:SPAN",
+            paper="dsclora",
+            summary="Attention without parameters: what a block finds is its map of where to look; 52 features.",
+            args={"channels": 52},
+            layouts=("official",),
+        ),
+        {
+            2: Figures(),
+            4: Figures(0.498, quality="26.18 dB Urban100", counted_params_m=2.157136, note=_SPAN),
+        },
+    ),
+    "span_s": (
+        Entry(
+            "cnnkit_superres.models.span:SPAN",
+            paper="dsclora",
+            summary="SPAN with 48 features, the size of most published weights.",
+            args={"channels": 48},
+            layouts=("official",),
+        ),
+        {2: Figures(), 4: Figures()},
+    ),
+    "dscf": (
+        Entry(
+            "cnnkit_superres.models.span:SPAN",
+            paper="dsclora",
+            summary="SPAN with 26 features and merged convolutions: first of the NTIRE 2025 challenge on efficiency, by DSCLoRA.",
+            args={"channels": 26, "merged": True},
+            layouts=("official",),
+        ),
+        {4: Figures(0.131, 8.54, 256, "26.92 dB DIV2K_LSDIR_valid")},
+    ),
+    # The paper counts a third of 1280 x 720 as 102,400 pixels, as many as 320 x 320 has.
+    "carn": (
+        Entry(
+            "cnnkit_superres.models.carn:CARN",
+            paper="carn",
+            summary="Residual blocks whose outputs are all fused again; one set of weights for three scales.",
+            layouts=("official",),
+        ),
+        {
+            2: Figures(1.592, 222.8, (360, 640), "37.76 dB Set5"),
+            3: Figures(1.592, 118.8, (320, 320), "34.29 dB Set5"),
+            4: Figures(1.592, 90.9, (180, 320), "32.13 dB Set5"),
+        },
+    ),
+    "carn_m": (
+        Entry(
+            "cnnkit_superres.models.carn:CARN",
+            paper="carn",
+            summary="CARN with convolutions in groups and one residual block used three times; one set of weights for three scales.",
+            args={"efficient": True, "groups": 4},
+            layouts=("official",),
+        ),
+        {
+            2: Figures(0.412, 91.2, (360, 640), "37.53 dB Set5", counted_params_m=0.414811, note=_CARN_M),
+            3: Figures(0.412, 46.1, (320, 320), "33.99 dB Set5", counted_params_m=0.414811, note=_CARN_M),
+            4: Figures(0.412, 32.5, (180, 320), "31.92 dB Set5", counted_params_m=0.414811, note=_CARN_M),
         },
     ),
 }
