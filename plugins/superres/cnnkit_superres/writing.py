@@ -91,7 +91,8 @@ def write(source: Source, path: Path | str, frames: Iterable[Picture], *, format
 
         assert isinstance(source, Video)
         with atomic_path(target) as part:
-            write_video(source, part, frames, quality=quality)
+            deep = 16 if source.metadata.bits > 8 else 8
+            write_video(source, part, (_fitted(picture, source.metadata, deep) for picture in frames), quality=quality)
         return target
     if first.alpha is not None and name != (wanted := _format_of(f".{format}") or _format_of(Path(path).suffix) or name):
         warnings.warn(f"{source.path}: has transparency, which {wanted} cannot hold; written as {target.name}", InputWarning, stacklevel=2)
