@@ -1,0 +1,260 @@
+"""Training patches and pictures to validate on.
+
+Every picture is decoded once and kept as bytes, as long as memory is granted for it. What is random about a patch (picture, place,
+flips and turns, degradation) depends on the seed, the epoch and the patch's position alone, so that a training is resumed bit for
+bit, and is the same with any number of workers and of processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from cnnkit.engine.sampling import EpochSampler, item_rng, process
+from cnnkit.errors import ConfigError, InputError
+from numpy.random import Generator
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from cnnkit_superres.cache import PictureCache, Pixels, read_pair, source
+from cnnkit_superres.colour import luminance
+from cnnkit_superres.data_config import DataConfig, DegradeConfig
+from cnnkit_superres.degrade import degrade
+from cnnkit_superres.folders import Pair, find_all
+from cnnkit_superres.sampling import InformativePatches
+
+Position = tuple[int, int, int]
+"""Epoch, position of a patch in the epoch over all processes, and number of its picture."""
+
+
+def train_loader(
+    data: DataConfig, degradation: DegradeConfig | None = None, *, scale: int, in_chans: int = 3, seed: int = 0, progress: bool = True
+) -> PatchLoader:
+    """Read the training folders and return the batches of patches, ``{"lr": (B, C, p, p), "hr": (B, C, s p, s p)}`` in [0, 1].
+
+    Args:
+        data: Folders, patches and sampler.
+        degradation: How LR is made; bicubic by default.
+        scale: Factor ``s`` between HR and LR.
+        in_chans: 3 for RGB, 1 for luminance.
+        seed: Seed of everything random.
+        progress: Show a bar while pictures are read, on a terminal.
+
+    Raises:
+        ConfigError: If no folder is named, or a folder is not understood.
+        InputError: Naming every picture that cannot be trained on.
+    """
+    if not data.train:
+        raise ConfigError("data.train names no folder; type --set data.train=[FOLDER], for example DIV2K/DIV2K_train_HR")
+    if data.lr_folders and degradation is not None and degradation.blind:
+        raise ConfigError(
+            f"data.lr_folders names LR pictures, but degrade.kind={degradation.kind} makes its own; "
+            "type --set degrade.kind=bicubic, or leave data.lr_folders empty"
+        )
+    pairs = find_all(data.train, scale, lr_folders=data.lr_folders)
+    dataset = PatchDataset(pairs, data, degradation, scale=scale, in_chans=in_chans, seed=seed, progress=progress)
+    return PatchLoader(dataset, data)
+
+
+class PatchDataset(Dataset[dict[str, Tensor]]):
+    """Patches of pictures, addressed by :data:`Position`.
+
+    Args:
+        pairs: The pictures, in files or in memory.
+        data: Side of a patch, sampler, augmentation and memory.
+        degradation: How LR is made; by default the LR pictures of the pairs, or bicubic reductions where they have none.
+        scale: Factor ``s`` between HR and LR.
+        in_chans: 3 for RGB, 1 for luminance.
+        seed: Seed of everything random.
+        progress: Show a bar while pictures are read, on a terminal.
+
+    Shapes:
+        An item is ``{"lr": (in_chans, p, p), "hr": (in_chans, s p, s p)}``, float32 in [0, 1].
+
+    Raises:
+        InputError: Naming every picture that cannot be read, is smaller than a patch, or does not fit its LR picture.
+    """
+
+    def __init__(
+        self,
+        pairs: Sequence[Pair],
+        data: DataConfig,
+        degradation: DegradeConfig | None = None,
+        *,
+        scale: int,
+        in_chans: int = 3,
+        seed: int = 0,
+        progress: bool = True,
+    ) -> None:
+        self.patch, self.augment = data.patch, data.augment
+        self.degradation = degradation or DegradeConfig()
+        self.scale, self.in_chans, self.seed = scale, in_chans, seed
+        self._names = [source(pair.hr, pair.name) for pair in pairs]
+        self._informative = data.informative if data.sampler == "informative" else None
+        self.pictures = PictureCache(pairs, scale=scale, megabytes=data.cache_mb, inspect=self._inspect, progress=progress)
+        self._places: list[InformativePatches | tuple[int, int]] = self.pictures.inspected
+
+    def _inspect(self, index: int, hr: Pixels, lr: Pixels) -> InformativePatches | tuple[int, int]:
+        """Return the patches to draw from: the informative ones, or the rows and columns that may begin a patch."""
+        height, width = lr.shape[:2]
+        if min(height, width) < self.patch:
+            raise InputError(
+                f"{self._names[index]}: {width} x {height} pixels of LR are smaller than a patch; "
+                f"type --set data.patch={min(height, width)} or less, or take the picture out"
+            )
+        if self._informative is None:
+            return height - self.patch + 1, width - self.patch + 1
+        # Darts belong to the picture, so they are the same in every epoch.
+        return InformativePatches(hr, lr, self.patch, self._informative, rng=np.random.default_rng((self.seed, index)))
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, position: Position) -> dict[str, Tensor]:
+        epoch, index, picture = position
+        rng = item_rng(self.seed, epoch, index)
+        hr, lr = self.pictures[picture]
+        places = self._places[picture]
+        row, column = places.draw(rng) if isinstance(places, InformativePatches) else (int(rng.integers(count)) for count in places)
+        if self.degradation.blind:
+            pair = self._degraded(hr, row, column, rng)
+        else:
+            pair = {"lr": self._cut(lr, row, column, 1), "hr": self._cut(hr, row, column, self.scale)}
+        return dihedral(pair, int(rng.integers(8))) if self.augment else pair
+
+    def _cut(self, pixels: Pixels, row: int, column: int, scale: int) -> Tensor:
+        rows, columns = (slice(scale * start, scale * (start + self.patch)) for start in (row, column))
+        return to_tensor(pixels[rows, columns], self.in_chans)
+
+    def _degraded(self, hr: Pixels, row: int, column: int, rng: Generator) -> dict[str, Tensor]:
+        """Degrade the surroundings of a patch and cut it out of them: a blur reaches beyond the patch, and JPEG has no border there."""
+        first = [max(0, start - self.degradation.margin) for start in (row, column)]
+        last = [
+            min(side // self.scale, start + self.patch + self.degradation.margin)
+            for side, start in zip(hr.shape[:2], (row, column), strict=True)
+        ]
+        around = hr[tuple(slice(self.scale * a, self.scale * b) for a, b in zip(first, last, strict=True))]
+        pixels = torch.from_numpy(np.ascontiguousarray(around.transpose(2, 0, 1))).float() / 255
+        lr = (degrade(pixels, self.degradation, scale=self.scale, rng=rng) * 255).round().byte().permute(1, 2, 0).numpy()
+        return {"lr": self._cut(lr, row - first[0], column - first[1], 1), "hr": self._cut(hr, row, column, self.scale)}
+
+
+def dihedral(pair: dict[str, Tensor], which: int) -> dict[str, Tensor]:
+    """Apply one of the eight flips and quarter turns to every picture ``(C, H, W)``: 0 changes nothing."""
+
+    def turn(x: Tensor) -> Tensor:
+        x = x.transpose(1, 2) if which & 1 else x
+        return x.flip([axis for axis, bit in ((1, 2), (2, 4)) if which & bit]).contiguous()
+
+    return {name: turn(x) for name, x in pair.items()}
+
+
+def to_tensor(pixels: Pixels, in_chans: int) -> Tensor:
+    """Return a picture as a network takes it: RGB (grey three times), or the Y of MATLAB's YCbCr, in [0, 1].
+
+    Shapes:
+        pixels: ``(H, W, C)``, C = 1 or 3; the result is ``(in_chans, H, W)`` float32.
+    """
+    unit = pixels.astype(np.float32) / np.float32(255)
+    if unit.shape[2] == 1:
+        unit = np.repeat(unit, 3, axis=2)
+    if in_chans == 1:
+        unit = luminance(unit)
+    return torch.from_numpy(np.ascontiguousarray(unit.transpose(2, 0, 1), dtype=np.float32))
+
+
+class PatchSampler(Sampler[list[Position]]):
+    """The positions of each batch that fall to this process; every picture is drawn equally often.
+
+    Args:
+        pictures: Number of pictures.
+        batch_size: Patches per step over all processes.
+        steps: Steps per epoch.
+        seed: Seed of the order.
+    """
+
+    def __init__(self, pictures: int, *, batch_size: int, steps: int, seed: int) -> None:
+        self.batch_size, self.steps = batch_size, steps
+        self._pictures = EpochSampler(pictures, seed=seed, samples=batch_size * steps)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch (from 0)."""
+        self._pictures.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[list[Position]]:
+        rank, world = process()
+        if self.batch_size % world:
+            raise ConfigError(f"data.batch_size={self.batch_size}, the patches of all processes, does not divide among {world} of them")
+        order = self._pictures.order()
+        for first in range(0, self.steps * self.batch_size, self.batch_size):
+            yield [(self._pictures.epoch, index, int(order[index])) for index in range(first + rank, first + self.batch_size, world)]
+
+    def __len__(self) -> int:
+        return self.steps
+
+
+class PatchLoader:
+    """The batches of one epoch after another, for this process: ``{"lr": (B, C, p, p), "hr": (B, C, s p, s p)}``.
+
+    Process ``r`` of ``w`` takes the patches ``r, r + w, ...`` of each batch.
+
+    Args:
+        dataset: The patches.
+        data: Batch size, steps per epoch, workers.
+    """
+
+    def __init__(self, dataset: PatchDataset, data: DataConfig) -> None:
+        self.dataset = dataset
+        self.sampler = PatchSampler(len(dataset), batch_size=data.batch_size, steps=data.steps_per_epoch, seed=dataset.seed)
+        self._loader = DataLoader(
+            dataset,
+            batch_sampler=self.sampler,
+            num_workers=data.workers,
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=data.workers > 0,
+            generator=torch.Generator(),  # Otherwise each epoch draws from the generator of dropout.
+        )
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch (from 0) that the next iteration yields."""
+        self.sampler.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        return iter(self._loader)
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+
+class EvalPictures:
+    """Whole pictures of benchmark folders, one after another: ``{"name", "dataset", "pixels", "reference"}``.
+
+    ``pixels`` is LR ``(h, w, C)`` and ``reference`` HR ``(s h, s w, C)``, uint8. Process ``r`` of ``w`` takes the pictures ``r, r + w,
+    ...``; one is in memory at a time.
+
+    Args:
+        folders: Folders as :func:`cnnkit_superres.folders.find_pairs` reads them; or pairs that were found already.
+        scale: Factor ``s``.
+        lr_folders: Folder of the LR pictures for each of ``folders``, if it is not beside them.
+
+    Raises:
+        ConfigError, InputError: As :func:`~cnnkit_superres.folders.find_pairs` and, while pictures are read, :func:`read_pair`.
+    """
+
+    def __init__(self, folders: Sequence[Path | str | Pair], *, scale: int, lr_folders: Sequence[Path | str] = ()) -> None:
+        given = [item for item in folders if isinstance(item, Pair)]
+        found = find_all([item for item in folders if not isinstance(item, Pair)], scale, lr_folders=lr_folders)
+        self.pairs, self.scale = (*found, *given), scale
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        rank, world = process()
+        for pair in self.pairs[rank::world]:
+            hr, lr = read_pair(pair, self.scale)
+            yield {"name": pair.name, "dataset": pair.dataset, "pixels": lr, "reference": hr}
+
+    def __len__(self) -> int:
+        rank, world = process()
+        return len(range(rank, len(self.pairs), world))
