@@ -125,4 +125,11 @@ PLUGIN = Plugin(
         for name, (entry, scales) in NETWORKS.items()
         for scale, figures in scales.items()
     },
+    parts={
+        "superres/samplingaug": Entry(
+            "cnnkit_superres.sampling:InformativePatches",
+            paper="samplingaug",
+            summary="A sampler for any network: patches that bicubic interpolation restores worst, scored by an integral image.",
+        ),
+    },
 )
