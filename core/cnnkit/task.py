@@ -147,6 +147,14 @@ class Recognises(Protocol):
 
 
 @runtime_checkable
+class FromWeights(Protocol):
+    """A task with networks whose architecture is told by their weights alone, and by no configuration."""
+
+    def model_from(self, state: Mapping[str, Tensor]) -> nn.Module:
+        """Build the network that the weights belong to; where the configuration tells it, as :meth:`Task.model` does."""
+
+
+@runtime_checkable
 class Calibrates(Protocol):
     """A task that must look at its training data before the first step (fingerprints, plans, reference values)."""
 

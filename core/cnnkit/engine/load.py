@@ -62,13 +62,16 @@ def load(
         raise CheckpointError(
             f"{path} is a checkpoint of task {header.task!r}, not of {expected!r}; type: cnnkit run {header.task} --ckpt {path} ..."
         )
+    from cnnkit.task import FromWeights
+
     plugin = plugin or get(header.task)
     built = plugin.load_task()
     stored = build_config(built.Config, header.config, path, config, overrides)
     instance = built(stored)
     _check_labels(instance, header, path)
-    model = instance.model()
-    _fill(instance, model, path, read_state(path) if state is None else state, foreign=foreign)
+    state = read_state(path) if state is None else state
+    model = instance.model_from(state) if isinstance(instance, FromWeights) else instance.model()
+    _fill(instance, model, path, state, foreign=foreign)
     return Loaded(instance, model.eval(), header, plugin)
 
 
