@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -146,6 +145,22 @@ class AttentionBlock(nn.Module):
         return (found + x) * (found.sigmoid() - 0.5), first
 
 
+def merge_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights of a merged network from those of one with branches."""
+    merged: dict[str, Tensor] = {}
+    for key, value in state.items():
+        name, _, part = key.rpartition(".sk.")
+        if part == "weight":
+            steps = [f"{name}.conv.{step}" for step in range(3)]
+            first, middle, last = (state[f"{step}.weight"] for step in steps)
+            one, two, three = (state[f"{step}.bias"] for step in steps)
+            weight, bias = triple_kernel((first, middle, last), (one, two, three), value, state[f"{name}.sk.bias"])
+            merged[f"{name}.eval_conv.weight"], merged[f"{name}.eval_conv.bias"] = weight, bias
+        elif not any(branch in key for branch in (".sk.", ".conv.", ".eval_conv.")):
+            merged[key] = value
+    return merged
+
+
 class SPAN(SuperResolver):
     """Six blocks of parameter-free attention between a convolution and a sub-pixel shuffle.
 
@@ -160,6 +175,7 @@ class SPAN(SuperResolver):
         x: ``(B, in_chans, H, W)``; the result is ``(B, in_chans, scale * H, scale * W)``.
     """
 
+    layouts = (Layout("official", has_keys("conv_1.sk.weight", "conv_1.conv.0.weight"), merge_state),)
     mean: Tensor
 
     def __init__(self, *, scale: int = 4, in_chans: int = RGB, channels: int = 48, merged: bool = False) -> None:
@@ -184,22 +200,3 @@ class SPAN(SuperResolver):
                 first_output = x
         x = self.conv_cat(torch.cat([shallow, self.conv_2(x), first_output, inner], 1))
         return self.upsampler(x)
-
-
-def merge_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the weights of a merged network from those of one with branches."""
-    merged: dict[str, Any] = {}
-    for key, value in state.items():
-        name, _, part = key.rpartition(".sk.")
-        if part == "weight":
-            steps = [f"{name}.conv.{step}" for step in range(3)]
-            first, middle, last = (state[f"{step}.weight"] for step in steps)
-            one, two, three = (state[f"{step}.bias"] for step in steps)
-            weight, bias = triple_kernel((first, middle, last), (one, two, three), value, state[f"{name}.sk.bias"])
-            merged[f"{name}.eval_conv.weight"], merged[f"{name}.eval_conv.bias"] = weight, bias
-        elif not any(branch in key for branch in (".sk.", ".conv.", ".eval_conv.")):
-            merged[key] = value
-    return merged
-
-
-SPAN.layouts = (Layout("official", has_keys("conv_1.sk.weight", "conv_1.conv.0.weight"), merge_state),)
