@@ -12,8 +12,8 @@ class AdapterConfig:
     """Fine-tuning by low-rank adapters under a teacher (:mod:`cnnkit_superres.dsclora`).
 
     The official code gives rank 2 to the blocks and 8 to the upsampler and the convolution before it, ``alpha`` twice the rank
-    everywhere, and compares the nine maps that the convolutions of the first three blocks return. Its training is not published:
-    the weights of the losses, and whether its features come from the same patches, are in no file that could be read.
+    everywhere, and returns the nine maps of the convolutions in the first three blocks for comparison. Its training is not published:
+    the paper sums three losses, pixels, outputs and affinity, and the weights here are ours.
 
     Args:
         rank: Rank of the updates; 0 trains the network itself, without adapters.
