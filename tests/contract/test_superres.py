@@ -20,6 +20,10 @@ SMALL = {
     # Of several scales only the branch of the current one gets a gradient.
     "carn": SmallModel({"width": 8, "scales": ()}, in_chans=3),
     "carn_m": SmallModel({"width": 8, "scales": ()}, in_chans=3),
+    "scnet_t": SmallModel({"channels": 16, "depth": 2}, in_chans=3),
+    "scnet_t_ps": SmallModel({"channels": 16, "depth": 2}, in_chans=3),
+    "scnet_b": SmallModel({"channels": 16, "depth": 2}, in_chans=3),
+    "scnet_l": SmallModel({"channels": 16, "depth": 2}, in_chans=3),
 }
 """The small form of each network, by its name without the scale."""
 

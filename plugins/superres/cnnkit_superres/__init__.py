@@ -6,6 +6,7 @@ from cnnkit.registry import Entry, Figures
 _CFSR = "The paper counts the merged network, as fuse() makes it; its multiply-adds are more than those of the convolutions (x4)."
 _SPAN = "The paper counts the merged network, as fuse() makes it."
 _CARN_M = "The paper's 412 K are the weights without the biases (412,050), which it counts for CARN; the official code and file have these."
+_SCNET = "The authors' 557 K, in a thread of the official repository, is cut, not rounded."
 
 # Each network with its figures by scale; multiply-adds are for an output of 1280 x 720.
 NETWORKS = {
@@ -109,6 +110,45 @@ NETWORKS = {
             3: Figures(0.412, 46.1, (320, 320), "33.99 dB Set5", counted_params_m=0.414811, note=_CARN_M),
             4: Figures(0.412, 32.5, (180, 320), "31.92 dB Set5", counted_params_m=0.414811, note=_CARN_M),
         },
+    ),
+    # The figures of T and B are their authors', the latter from a thread of the official repository; of L none could be read.
+    "scnet_t": (
+        Entry(
+            "cnnkit_superres.models.scnet:SCNet",
+            paper="scnet-sr",
+            summary="No kernel larger than 1x1: neighbours meet because groups of channels move by a pixel; tiny.",
+            layouts=("official",),
+        ),
+        {2: Figures(quality="37.85 dB Set5"), 3: Figures(), 4: Figures()},
+    ),
+    "scnet_t_ps": (
+        Entry(
+            "cnnkit_superres.models.scnet:SCNet",
+            paper="scnet-sr",
+            summary="SCNet's tiny size, enlarging by pixel shuffles.",
+            args={"pixel_shuffle": True},
+            layouts=("official",),
+        ),
+        {2: Figures(), 3: Figures(), 4: Figures()},
+    ),
+    "scnet_b": (
+        Entry(
+            "cnnkit_superres.models.scnet:SCNet",
+            paper="scnet-sr",
+            summary="SCNet with 64 blocks.",
+            args={"depth": 64, "pixel_shuffle": True},
+            layouts=("official",),
+        ),
+        {2: Figures(params_m=0.557, quality="38.01 dB Set5", counted_params_m=0.557891, note=_SCNET), 3: Figures(), 4: Figures()},
+    ),
+    "scnet_l": (
+        Entry(
+            "cnnkit_superres.models.scnet:SCNet",
+            paper="scnet-sr",
+            summary="SCNet with 128 blocks; the size is ours, since the paper's could not be read.",
+            args={"depth": 128, "pixel_shuffle": True},
+        ),
+        {2: Figures(), 3: Figures(), 4: Figures()},
     ),
 }
 
