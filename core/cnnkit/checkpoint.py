@@ -264,7 +264,18 @@ def _cause(error: Exception) -> str:
     return lines[0] if lines and "weights_only" not in lines[0] else type(error).__name__
 
 
-WRAPPERS = ("state_dict", "model_state_dict", "network_weights", "params_ema", "params", "model_ema", "state_dict_ema", "model", "net")
+WRAPPERS = (
+    "state_dict",
+    "model_state_dict",
+    "network_weights",
+    "params_ema",
+    "params-ema",
+    "params",
+    "model_ema",
+    "state_dict_ema",
+    "model",
+    "net",
+)
 PREFIXES = ("module.", "_orig_mod.")
 """What DataParallel and torch.compile put before every key, in either order."""
 

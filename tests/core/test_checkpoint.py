@@ -190,7 +190,7 @@ def test_a_zip_that_is_no_checkpoint(tmp_path):
         read_state(path)
 
 
-@pytest.mark.parametrize("wrapper", ["state_dict", "network_weights", "params_ema", "model"])
+@pytest.mark.parametrize("wrapper", ["state_dict", "network_weights", "params_ema", "params-ema", "model"])
 @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
 def test_wrappers_and_prefixes_are_taken_off(wrapper, prefix):
     content = {"epoch": 1, wrapper: {f"{prefix}{key}": value for key, value in STATE.items()}}
