@@ -24,6 +24,8 @@ SMALL = {
     "scnet_t_ps": SmallModel({"channels": 16, "depth": 2}, in_chans=3),
     "scnet_b": SmallModel({"channels": 16, "depth": 2}, in_chans=3),
     "scnet_l": SmallModel({"channels": 16, "depth": 2}, in_chans=3),
+    "tcsr_b": SmallModel({"channels": 8, "depth": 1, "heads": 2, "window": 3}, in_chans=3),
+    "tcsr_l": SmallModel({"channels": 8, "depth": 1, "heads": 2, "window": 3}, in_chans=3),
 }
 """The small form of each network, by its name without the scale."""
 

@@ -150,6 +150,24 @@ NETWORKS = {
         ),
         {2: Figures(), 3: Figures(), 4: Figures()},
     ),
+    # The authors print parameters for factor four alone; the quality is that of their network, whose code is not published.
+    "tcsr_b": (
+        Entry(
+            "cnnkit_superres.models.tcsr:TCSR",
+            paper="tcsr",
+            summary="Each pixel attends to the window around it; the feed-forward part moves channels by a pixel.",
+        ),
+        {2: Figures(), 3: Figures(), 4: Figures(params_m=0.682, quality="32.43 dB Set5")},
+    ),
+    "tcsr_l": (
+        Entry(
+            "cnnkit_superres.models.tcsr:TCSR",
+            paper="tcsr",
+            summary="TCSR with 23 blocks in place of 15.",
+            args={"depth": 23},
+        ),
+        {2: Figures(), 3: Figures(), 4: Figures(params_m=1.03, quality="32.55 dB Set5")},
+    ),
 }
 
 PLUGIN = Plugin(
