@@ -29,6 +29,7 @@ Step = Callable[[Tensor], Tensor]
 _MODES = ("area", "bilinear", "bicubic")
 _LUMA = (0.2989, 0.587, 0.114)  # Of the grey picture that has the same Poisson noise for all channels.
 _PHOTONS = 256.0  # Of white in Poisson noise of the scale 1.
+_FOURIER = 15  # Side of a kernel from which a product of Fourier transforms is faster.
 _SMALL_KERNEL = 13  # Sides from which a sinc filter may cut off lower frequencies.
 
 
@@ -116,10 +117,19 @@ def filter2d(x: Tensor, kernel: NDArray[np.float64]) -> Tensor:
     Shapes:
         x: ``(B, C, H, W)``. kernel: ``(K, K)``, ``K`` odd. The result has the shape of ``x``.
     """
-    from kornia.filters import filter2d as correlate  # On use: kornia takes half a second to import.
+    reach = kernel.shape[0] // 2
+    border = "reflect" if min(x.shape[2:]) > reach else "replicate"
+    weights = torch.from_numpy(kernel).to(x)
+    if kernel.shape[0] < _FOURIER:
+        from kornia.filters import filter2d as correlate  # On use: kornia takes half a second to import.
 
-    border = "reflect" if min(x.shape[2:]) > kernel.shape[0] // 2 else "replicate"
-    return correlate(x, torch.from_numpy(kernel)[None].to(x), border_type=border)
+        return correlate(x, weights[None], border_type=border)
+    from scipy.fft import next_fast_len
+
+    padded = F.pad(x, (reach, reach, reach, reach), mode=border)
+    sides = [next_fast_len(side, real=True) for side in padded.shape[2:]]
+    spectrum = torch.fft.rfft2(padded, sides) * torch.fft.rfft2(weights.flip(0, 1), sides)
+    return torch.fft.irfft2(spectrum, sides)[..., 2 * reach : padded.shape[2], 2 * reach : padded.shape[3]]
 
 
 def draw_kernel(stage: StageConfig, rng: Generator) -> NDArray[np.float64]:

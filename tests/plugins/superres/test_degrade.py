@@ -55,6 +55,18 @@ def test_an_isotropic_kernel_and_its_filter_are_kornias(sigma):
     torch.testing.assert_close(filter2d(x, kernel), gaussian_blur2d(x, 21, (sigma, sigma)), rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("size", [(30, 41), (64, 64), (9, 50)])
+@pytest.mark.parametrize("side", [7, 13, 15, 21])
+def test_small_and_large_kernels_are_correlated_as_kornia_does(side, size):
+    from kornia.filters import filter2d as correlate
+
+    kernel = generator().random((side, side))  # Without any symmetry, so that a flip would be seen.
+    x = torch.rand(2, 3, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    border = "reflect" if min(size) > side // 2 else "replicate"
+    theirs = correlate(x, torch.from_numpy(kernel)[None], border_type=border)
+    torch.testing.assert_close(filter2d(x, kernel), theirs, rtol=1e-12, atol=1e-12)
+
+
 def test_an_anisotropic_kernel_has_the_covariance_of_its_axes():
     for angle in (0.0, 0.4, -1.1, math.pi / 2):
         turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
