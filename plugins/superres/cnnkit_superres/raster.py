@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import threading
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +29,19 @@ _DECODERS = {
 }
 
 
+_LOCK = threading.Lock()
+_limits: list[int | None] = []  # One item for each run of a decoder; the first is the limit to restore.
+
+
 class Raster(Source):
     """A still picture or an animation that Pillow decodes."""
 
     def _decode(self) -> Iterator[Picture]:
         with open_stream(self.path) as stream:
-            with refusing(self.path):
+            with decoding(self.path):
+                if self.format == "webp":  # Its decoder takes memory for the canvas when it is made.
+                    self.check_size(*webp_size(stream.read(30)))
+                    stream.seek(0)
                 image = decoder(self.format, stream)
                 self.check_size(image.height, image.width)
                 last = int(getattr(image, "n_frames", 1)) - 1
@@ -46,7 +55,7 @@ class Raster(Source):
         yield frame  # With the file closed: a still picture that waits to be taken holds no handle.
 
     def _frame(self, stream: Any, image: Any, index: int, start: int) -> Picture:
-        with refusing(self.path):
+        with decoding(self.path):
             if index:
                 image.seek(index)
                 self.check_size(image.height, image.width)
@@ -62,6 +71,31 @@ class Raster(Source):
             if self.is_animation:
                 self.metadata.durations[index - start] = float(image.info.get("duration", 0))
         return Picture(upright(pixels, self._orientation), None if alpha is None else upright(alpha, self._orientation))
+
+
+@contextmanager
+def decoding(path: Path) -> Iterator[None]:
+    """Run Pillow on a file: errors name it, and the only limit of size is the caller's.
+
+    Pillow's limit is one number for the process, below what a large scan has, and some decoders ask it whatever was checked before.
+    It is lifted while any of ours runs.
+    """
+    from PIL import Image
+
+    with _LOCK:
+        if not _limits:
+            _limits.append(Image.MAX_IMAGE_PIXELS)
+            Image.MAX_IMAGE_PIXELS = None
+        else:
+            _limits.append(None)
+    try:
+        with refusing(path):
+            yield
+    finally:
+        with _LOCK:
+            if len(_limits) == 1:
+                Image.MAX_IMAGE_PIXELS = _limits[0]
+            _limits.pop()
 
 
 def open_stream(path: Path) -> Any:
@@ -138,6 +172,19 @@ def _texts(info: dict[str, Any]) -> tuple[tuple[str, str], ...]:
     """Return the text chunks of a PNG, which are what Pillow keeps as strings."""
     # The profiles of ImageMagick repeat EXIF as it was before the rotation.
     return tuple((key, str(text)) for key, text in info.items() if isinstance(text, str) and not key.startswith("Raw profile"))
+
+
+def webp_size(head: bytes) -> tuple[int, int]:
+    """Return the height and width that the first 30 bytes of a WebP file claim."""
+    kind = head[12:16]
+    if kind == b"VP8X":
+        width, height = (int.from_bytes(head[place : place + 3], "little") + 1 for place in (24, 27))
+    elif kind == b"VP8L":
+        bits = int.from_bytes(head[21:25], "little")
+        width, height = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    else:
+        width, height = (int.from_bytes(head[place : place + 2], "little") & 0x3FFF for place in (26, 28))
+    return height, width
 
 
 def is_lossless_webp(path: Path) -> bool:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from cnnkit_superres.deep import deep_arrays, is_deep, split_alpha
 from cnnkit_superres.metadata import DESCRIPTIVE, EXIF_IFD, GPS_IFD, ORIENTATION, srgb_profile, upright, upright_xmp
 from cnnkit_superres.pictures import Metadata, Nonfinite, Picture, Source, refusing
-from cnnkit_superres.raster import decoder, open_stream, to_arrays
+from cnnkit_superres.raster import decoder, decoding, open_stream, to_arrays
 
 # Photometric interpretations: white is zero, black is zero, RGB, palette, CMYK, YCbCr, Lab.
 _WHITE_IS_ZERO, _PHOTOMETRIC = 0, (0, 1, 2, 3, 5, 6, 8)
@@ -46,7 +46,7 @@ class Tiff(Source):
             yield frame
 
     def _frame(self, stream: Any, index: int, page: Any) -> Picture:
-        with refusing(self.path):
+        with decoding(self.path):
             self._check(stream, page)
             if page.bitspersample in (16, 32):
                 pixels, alpha = self._deep(stream, index, page)
@@ -213,7 +213,7 @@ def write_tiff(path: Path, pictures: Iterable[Picture], options: dict[str, Any],
                 iccprofile=options.get("icc_profile"),
                 resolution=dpi,
                 resolutionunit="INCH" if dpi else None,
-                extratags=_extratags(options.get("xmp"), exif if index == 0 else None, pointers=not big),
+                extratags=_extratags(options.get("xmp"), exif if index == 0 else None),
                 metadata=None,
                 software=False,
                 contiguous=False,
@@ -230,7 +230,7 @@ def _loaded(raw: bytes) -> Any:
     return exif
 
 
-def _extratags(xmp: bytes | None, exif: Any, *, pointers: bool) -> list[tuple[int, str, int, Any, bool]]:
+def _extratags(xmp: bytes | None, exif: Any) -> list[tuple[int, str, int, Any, bool]]:
     tags: list[tuple[int, str, int, Any, bool]] = []
     if xmp:
         tags.append((_XMP, "B", len(xmp), xmp, True))
@@ -240,27 +240,40 @@ def _extratags(xmp: bytes | None, exif: Any, *, pointers: bool) -> list[tuple[in
         if isinstance(exif.get(tag), str):
             text = exif[tag].encode("utf-8", "replace") + b"\0"
             tags.append((tag, "s", len(text), text, True))
-    if pointers:  # Filled in when the file is complete and their directories lie behind it.
-        tags += [(tag, "I", 1, 0, True) for tag in (EXIF_IFD, GPS_IFD) if exif.get_ifd(tag)]
     return tags
 
 
 def _append_directories(path: Path, exif: Any) -> None:
-    """Append the directories of camera and place, and let the first page's pointers lead to them."""
-    import tifffile
+    """Append the directories of camera and place to a classic little-endian TIFF, and a first directory that leads to them.
+
+    Values stay where they are: the entries of the first directory hold offsets from the beginning of the file.
+    """
     from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
-    with tifffile.TiffFile(path) as file:
-        tags = file.pages.first.tags
-        places = {tag: tags[tag].valueoffset for tag in (EXIF_IFD, GPS_IFD) if tag in tags}
     with open(path, "r+b") as stream:
-        for tag, place in places.items():
+        stream.seek(4)
+        (first,) = struct.unpack("<I", stream.read(4))
+        stream.seek(first)
+        (count,) = struct.unpack("<H", stream.read(2))
+        entries = [stream.read(12) for _ in range(count)]
+        following = stream.read(4)
+        for tag in (EXIF_IFD, GPS_IFD):
             directory = ImageFileDirectory_v2()
             for key, value in exif.get_ifd(tag).items():
                 if key != _INTEROPERABILITY and value is not None:
                     directory[key] = value
-            offset = stream.seek(0, 2)
-            offset += stream.write(b"\0" * (offset % 2))  # Directories begin at even offsets.
-            stream.write(directory.tobytes(offset))
-            stream.seek(place)
-            stream.write(struct.pack("<I", offset))
+            if len(directory):
+                offset = _even_end(stream)
+                stream.write(directory.tobytes(offset))
+                entries.append(struct.pack("<HHII", tag, 4, 1, offset))
+        entries.sort(key=lambda entry: struct.unpack("<H", entry[:2]))
+        offset = _even_end(stream)
+        stream.write(struct.pack("<H", len(entries)) + b"".join(entries) + following)
+        stream.seek(4)
+        stream.write(struct.pack("<I", offset))
+
+
+def _even_end(stream: Any) -> int:
+    """Go to the end of a file, padded to an even offset, where TIFF directories begin."""
+    end = stream.seek(0, 2)
+    return int(end + stream.write(b"\0" * (end % 2)))

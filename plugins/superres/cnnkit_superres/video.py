@@ -30,6 +30,7 @@ _ENCODERS = {
     "ffv1": ("ffv1",),
 }
 _FALLBACKS = ("libx264", "libopenh264", "libvpx-vp9", "libvpx", "mpeg4")
+_X265_SIDE = 64  # Below a coding tree unit, libx265 4.2 damages the heap when it is closed.
 _FULL, _BT709, _BT601, _UNSPECIFIED = 2, 1, 5, 2
 _MATRICES = (1, 4, 5, 6, 7, 9)  # Those that PyAV converts; 6 is another name for 5.
 
@@ -149,7 +150,7 @@ def write_video(source: Video, path: Path, frames: Iterable[Picture], *, quality
 
 def _add_video(av: Any, out: Any, source: Video, first: Picture, quality: int) -> Any:
     """Add the encoder: the source's codec if it is installed and the container takes it, else the nearest."""
-    name = _encoder(av, out, source)
+    name = _encoder(av, out, source, first.size)
     video = out.add_stream(name, rate=source.rate)
     context = video.codec_context
     context.height, context.width = first.size
@@ -170,9 +171,11 @@ def _add_video(av: Any, out: Any, source: Video, first: Picture, quality: int) -
     return video
 
 
-def _encoder(av: Any, out: Any, source: Video) -> str:
+def _encoder(av: Any, out: Any, source: Video, size: tuple[int, int]) -> str:
     family = _ENCODERS.get(source.codec, ())
     for name in (*family, *_FALLBACKS):
+        if name == "libx265" and min(size) < _X265_SIDE:
+            continue
         try:
             codec = av.Codec(name, "w")
         except ValueError:  # Not in this build of PyAV.

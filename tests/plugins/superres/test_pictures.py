@@ -1,0 +1,599 @@
+"""Reading pictures, and refusing what is none. Oracles: the arrays that were stored, Pillow, tifffile, PyAV's PNG encoder, ImageCms."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import subprocess
+import sys
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from cnnkit.errors import InputError, InputWarning
+from cnnkit_superres.metadata import upright
+from cnnkit_superres.pictures import SUFFIXES, Picture, open_source
+from cnnkit_superres.raster import webp_size
+from PIL import Image, ImageCms, ImageOps
+
+RNG = np.random.default_rng(3)
+
+
+def noise(*shape: int, dtype: type = np.uint8) -> np.ndarray:
+    return RNG.integers(0, np.iinfo(dtype).max + 1, shape).astype(dtype)
+
+
+def smooth(height: int, width: int) -> np.ndarray:
+    """RGB that lossy formats keep within a few levels."""
+    y, x = np.mgrid[:height, :width]
+    return np.stack(
+        [x * 255 // max(width - 1, 1), y * 255 // max(height - 1, 1), (x + y) * 255 // max(width + height - 2, 1)], axis=2
+    ).astype(np.uint8)
+
+
+def only(path: Path, **options) -> Picture:
+    (picture,) = open_source(path, **options).frames()
+    return picture
+
+
+def deep_png(path: Path, samples: np.ndarray, *, interlace: int = 0, extra: bytes = b"") -> Path:
+    """Write a 16-bit PNG the plain way: no filter, or the seven passes of Adam7."""
+    height, width, channels = samples.shape
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    passes = (
+        [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)] if interlace else [(0, 0, 1, 1)]
+    )
+    parts = [samples[y::dy, x::dx] for y, x, dy, dx in passes]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for part in parts if part.size for row in part)
+    header = struct.pack(">IIBBBBB", width, height, 16, {1: 0, 2: 4, 3: 2, 4: 6}[channels], 0, 0, interlace)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + extra + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""))
+    return path
+
+
+# Modes and depths
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "bmp", "webp"])
+@pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA"])
+def test_lossless_formats_give_the_stored_samples(tmp_path, mode, suffix):
+    if suffix == "bmp" and mode in ("LA", "RGBA"):
+        pytest.skip("BMP without alpha")
+    channels = len(mode)
+    stored = noise(7, 5, channels)
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(stored[:, :, 0] if channels == 1 else stored, mode).save(
+        path, **({"lossless": True, "exact": True} if suffix == "webp" else {})
+    )
+    source = open_source(path)
+    (picture,) = source.frames()
+    if suffix == "webp" and channels < 3:  # WebP knows no grey.
+        stored = np.concatenate([np.repeat(stored[:, :, :1], 3, axis=2), stored[:, :, 1:]], axis=2)
+    np.testing.assert_array_equal(picture.samples(), stored)
+    assert (picture.alpha is not None) == (mode[-1] == "A") and picture.peak == 255
+    assert (source.size, source.frame_count, source.is_animation) == ((7, 5), 1, False)
+
+
+@pytest.mark.parametrize("interlace", [0, 1])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_16_bit_png_is_exact(tmp_path, channels, interlace):
+    stored = noise(13, 11, channels, dtype=np.uint16)
+    picture = only(deep_png(tmp_path / "a.png", stored, interlace=interlace))
+    assert picture.pixels.dtype == np.uint16 and picture.peak == 65535
+    np.testing.assert_array_equal(picture.samples(), stored)
+
+
+def test_16_bit_png_of_another_encoder_is_exact(tmp_path):
+    av = pytest.importorskip("av")
+    stored = noise(13, 16, 3, dtype=np.uint16) // 7  # Not only noise: libav then uses filters.
+    context = av.CodecContext.create("png", "w")
+    context.width, context.height, context.pix_fmt = 16, 13, "rgb48be"
+    frame = av.VideoFrame.from_ndarray(stored, format="rgb48be")
+    (tmp_path / "a.png").write_bytes(b"".join(bytes(packet) for packet in [*context.encode(frame), *context.encode(None)]))
+    np.testing.assert_array_equal(only(tmp_path / "a.png").pixels, stored)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_16_bit_png_with_a_transparent_colour(tmp_path, channels):
+    stored = noise(4, 5, channels, dtype=np.uint16)
+    key = stored[2, 3].astype(">u2").tobytes()
+    extra = struct.pack(">I", len(key)) + b"tRNS" + key + struct.pack(">I", zlib.crc32(b"tRNS" + key))
+    picture = only(deep_png(tmp_path / "a.png", stored, extra=extra))
+    expected = np.full((4, 5), 65535)
+    expected[2, 3] = 0
+    np.testing.assert_array_equal(picture.alpha, expected)
+    np.testing.assert_array_equal(picture.pixels, stored)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_a_dark_16_bit_picture_stays_one(tmp_path, suffix):
+    stored = noise(6, 8, 3, dtype=np.uint16) % 200
+    path = deep_png(tmp_path / "a.png", stored) if suffix == "png" else tmp_path / "a.tif"
+    if suffix == "tif":
+        tifffile.imwrite(path, stored, photometric="rgb")
+    picture = only(path)
+    assert picture.pixels.dtype == np.uint16 and picture.peak == 65535
+    np.testing.assert_array_equal(picture.pixels, stored)
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+@pytest.mark.parametrize("byteorder", ["<", ">"])
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+@pytest.mark.parametrize("dtype", [np.uint16, np.float32, np.float16])
+def test_deep_tiff_is_exact(tmp_path, dtype, planar, byteorder, compression):
+    stored = noise(9, 7, 3, dtype=np.uint16).astype(dtype) if dtype == np.uint16 else RNG.random((9, 7, 3)).astype(dtype)
+    values = stored if planar == "contig" else np.moveaxis(stored, -1, 0)
+    tifffile.imwrite(tmp_path / "a.tif", values, photometric="rgb", planarconfig=planar, byteorder=byteorder, compression=compression)
+    picture = only(tmp_path / "a.tif")
+    assert picture.pixels.dtype == (np.uint16 if dtype == np.uint16 else np.float32)
+    assert picture.pixels.dtype.isnative and picture.pixels.flags.c_contiguous
+    np.testing.assert_array_equal(picture.pixels, stored.astype(picture.pixels.dtype))
+
+
+def test_16_bit_tiff_of_a_compression_that_tifffile_lacks_is_read_by_libtiff(tmp_path, monkeypatch):
+    stored = noise(9, 7, 4, dtype=np.uint16)
+    tifffile.imwrite(tmp_path / "a.tif", stored, photometric="rgb", compression="zlib", predictor=True, extrasamples=["unassalpha"])
+
+    def refuse(*_, **__):
+        raise ValueError("<COMPRESSION.LZW: 5> requires the 'imagecodecs' package")
+
+    monkeypatch.setattr(tifffile.TiffPage, "asarray", refuse)
+    np.testing.assert_array_equal(only(tmp_path / "a.tif").samples(), stored)
+    tifffile.imwrite(tmp_path / "f.tif", stored.astype(np.float32), photometric="rgb", compression="zlib", extrasamples=["unassalpha"])
+    with pytest.raises(InputError, match="pip install imagecodecs"):
+        open_source(tmp_path / "f.tif")
+
+
+def test_float_tiff_keeps_its_range_and_says_what_white_is(tmp_path):
+    stored = (RNG.random((5, 6)) * 4000 - 5).astype(np.float32)
+    tifffile.imwrite(tmp_path / "a.tif", stored)
+    picture = only(tmp_path / "a.tif")
+    np.testing.assert_array_equal(picture.pixels[:, :, 0], stored)
+    assert picture.peak == pytest.approx(float(stored.max()), rel=1e-7)
+    tifffile.imwrite(tmp_path / "b.tif", stored / 1e5)
+    assert only(tmp_path / "b.tif").peak == 1.0
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.float32])
+def test_premultiplied_tiff_becomes_straight(tmp_path, dtype):
+    white = 65535 if dtype == np.uint16 else 1
+    straight, alpha = RNG.random((6, 5, 3)), 0.2 + 0.8 * RNG.random((6, 5, 1))
+    alpha[0, 0], straight[0, 0] = 0, 0
+    stored = np.concatenate([straight * alpha, alpha], axis=2) * white
+    stored = np.rint(stored).astype(dtype) if dtype == np.uint16 else stored.astype(dtype)
+    tifffile.imwrite(tmp_path / "a.tif", stored, photometric="rgb", extrasamples=["assocalpha"])
+    picture = only(tmp_path / "a.tif")
+    np.testing.assert_allclose(picture.pixels / white, straight, atol=5e-5 if dtype == np.uint16 else 1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_tiff_of_inverted_grey(tmp_path, dtype):
+    stored = noise(4, 6, dtype=dtype)
+    tifffile.imwrite(tmp_path / "a.tif", stored, photometric="miniswhite")
+    np.testing.assert_array_equal(only(tmp_path / "a.tif").pixels[:, :, 0], np.iinfo(dtype).max - stored)
+
+
+@pytest.mark.parametrize("transparent", [False, True])
+def test_palette_becomes_colour(tmp_path, transparent):
+    image = Image.fromarray(smooth(8, 9)).quantize(16)
+    image.save(tmp_path / "a.png", **({"transparency": 3} if transparent else {}))
+    picture = only(tmp_path / "a.png")
+    np.testing.assert_array_equal(picture.pixels, np.asarray(image.convert("RGB")))
+    if transparent:
+        np.testing.assert_array_equal(picture.alpha, np.where(np.asarray(image) == 3, 0, 255))
+    else:
+        assert picture.alpha is None
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "bmp"])
+def test_1_bit_becomes_grey(tmp_path, suffix):
+    stored = noise(9, 11) > 127
+    Image.fromarray(stored).save(tmp_path / f"a.{suffix}")
+    np.testing.assert_array_equal(only(tmp_path / f"a.{suffix}").pixels[:, :, 0], stored * 255)
+
+
+def test_transparent_colour_of_a_1_bit_png(tmp_path):
+    stored = noise(9, 11) > 127
+    Image.fromarray(stored).save(tmp_path / "a.png", transparency=1)
+    np.testing.assert_array_equal(only(tmp_path / "a.png").alpha, np.where(stored, 0, 255))
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "tif"])
+def test_cmyk_without_a_profile(tmp_path, suffix):
+    image = Image.fromarray(smooth(16, 16)).convert("CMYK")
+    image.save(tmp_path / f"a.{suffix}", quality=100)
+    with pytest.warns(InputWarning, match="CMYK"):
+        picture = only(tmp_path / f"a.{suffix}")
+    expected = np.asarray(Image.open(tmp_path / f"a.{suffix}").convert("RGB"))
+    np.testing.assert_array_equal(picture.pixels, expected)
+
+
+def test_a_damaged_profile_is_no_reason_to_refuse(tmp_path):
+    image = Image.fromarray(smooth(16, 16)).convert("CMYK")
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    profile[16:20] = b"CMYK"  # Says CMYK, holds the tables of RGB.
+    image.save(tmp_path / "a.jpg", icc_profile=bytes(profile))
+    with pytest.warns(InputWarning, match="profile"):
+        source = open_source(tmp_path / "a.jpg")
+    assert next(source.frames()).pixels.shape == (16, 16, 3)
+    assert source.metadata.icc[16:20] == b"RGB "
+
+
+def test_lab_tiff_becomes_srgb(tmp_path):
+    colours = smooth(12, 12)
+    space = [ImageCms.createProfile(name) for name in ("sRGB", "LAB")]
+    lab = ImageCms.profileToProfile(Image.fromarray(colours), *space, outputMode="LAB")
+    lab.save(tmp_path / "a.tif")
+    back = only(tmp_path / "a.tif").pixels.astype(int)
+    assert np.abs(back - colours).mean() < 3  # 8-bit Lab is coarse.
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif", "deep.tif"])
+def test_orientation_is_applied(tmp_path, suffix, orientation):
+    stored = smooth(6, 10)
+    path = tmp_path / f"a.{suffix}"
+    if suffix == "deep.tif":
+        tifffile.imwrite(path, stored.astype(np.uint16) * 257, photometric="rgb", extratags=[(274, "H", 1, orientation, True)])
+        expected = upright(stored.astype(np.uint16) * 257, orientation)
+        oracle = Image.fromarray(stored)
+        oracle.getexif()[0x0112] = orientation
+        np.testing.assert_array_equal(expected // 257, np.asarray(ImageOps.exif_transpose(oracle)))
+    else:
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        Image.fromarray(stored).save(path, exif=exif, **({"lossless": True} if suffix == "webp" else {}))
+        expected = np.asarray(ImageOps.exif_transpose(Image.open(path)))
+    source = open_source(path)
+    (picture,) = source.frames()
+    np.testing.assert_array_equal(picture.pixels, expected)
+    assert source.size == expected.shape[:2] == ((10, 6) if orientation > 4 else (6, 10))
+
+
+# Several frames
+
+
+def discs(count: int = 4, size: int = 24) -> list[Image.Image]:
+    """Transparent frames with an opaque disc that moves."""
+    frames = []
+    y, x = np.mgrid[:size, :size]
+    for index in range(count):
+        frame = np.zeros((size, size, 4), np.uint8)
+        frame[(y - 8) ** 2 + (x - 6 - 4 * index) ** 2 < 20] = (200, 40 * index, 30, 255)
+        frames.append(Image.fromarray(frame))
+    return frames
+
+
+@pytest.mark.parametrize("suffix", ["gif", "webp", "png"])
+def test_animation_is_composed_frame_by_frame(tmp_path, suffix):
+    frames = discs()
+    options = {"gif": {"disposal": 2}, "webp": {"lossless": True}, "png": {"disposal": 1}}[suffix]
+    frames[0].save(tmp_path / f"a.{suffix}", save_all=True, append_images=frames[1:], duration=[50, 120, 70, 200], loop=3, **options)
+    source = open_source(tmp_path / f"a.{suffix}")
+    assert (source.frame_count, source.is_animation, source.size) == (4, True, (24, 24))
+    pictures = list(source.frames())
+    assert len(pictures) == 4
+    for picture, frame in zip(pictures, frames, strict=True):
+        stored = np.asarray(frame)
+        seen = stored[:, :, 3] > 0
+        np.testing.assert_array_equal(picture.alpha, stored[:, :, 3])
+        np.testing.assert_array_equal(picture.pixels[seen], stored[seen][:, :3])
+    assert source.metadata.durations == {0: 50, 1: 120, 2: 70, 3: 200}
+    assert source.metadata.plays == (4 if suffix == "gif" else 3)  # A GIF counts repetitions.
+
+
+def test_the_still_of_an_apng_is_no_frame(tmp_path):
+    frames = discs(4)
+    frames[0].save(tmp_path / "a.png", save_all=True, append_images=frames[1:], default_image=True, duration=40)
+    source = open_source(tmp_path / "a.png")
+    pictures = list(source.frames())
+    assert source.frame_count == len(pictures) == 3
+    np.testing.assert_array_equal(pictures[0].alpha, np.asarray(frames[1])[:, :, 3])
+
+
+def test_pages_of_a_tiff_are_frames_but_no_animation(tmp_path):
+    pages = [noise(5, 6, 3), noise(4, 9), noise(3, 2, 3, dtype=np.uint16), RNG.random((7, 7)).astype(np.float32)]
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        for page in pages:
+            file.write(page, photometric="rgb" if page.ndim == 3 else "minisblack", contiguous=False)
+        file.write(noise(2, 2), subfiletype=1, contiguous=False)  # A thumbnail.
+    source = open_source(tmp_path / "a.tif")
+    assert (source.frame_count, source.is_animation) == (4, False)
+    for picture, page in zip(source.frames(), pages, strict=True):
+        np.testing.assert_array_equal(picture.pixels, page.reshape(*page.shape[:2], -1))
+
+
+def test_frames_may_be_read_again(tmp_path):
+    frames = discs(3)
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:], duration=40, disposal=2)
+    source = open_source(tmp_path / "a.gif")
+    first, second = list(source.frames()), list(source.frames())
+    assert len(first) == len(second) == 3
+    for one, two in zip(first, second, strict=True):
+        np.testing.assert_array_equal(one.samples(), two.samples())
+    assert source.metadata.alpha and source.metadata.bits == 8
+
+
+# Bad input
+
+
+def accepted(path: Path) -> bytes:
+    Image.fromarray(smooth(40, 60)).save(path)
+    return path.read_bytes()
+
+
+def test_a_missing_file(tmp_path):
+    with pytest.raises(InputError, match="no such file"):
+        open_source(tmp_path / "a.png")
+
+
+def test_a_folder_with_the_name_of_a_picture(tmp_path):
+    (tmp_path / "x.png").mkdir()
+    with pytest.raises(InputError, match="a folder"):
+        open_source(tmp_path / "x.png")
+
+
+def test_an_empty_file(tmp_path):
+    (tmp_path / "a.png").touch()
+    with pytest.raises(InputError, match="empty file"):
+        open_source(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"just some text, for no reason at all", "not a picture"),
+        (b"%PDF-1.7 and so on", "a PDF document"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "a PostScript program"),
+        (b"\x80\x04\x95pickled", "not a picture"),
+        (b'<svg xmlns="http://www.w3.org/2000/svg"/>', "an SVG drawing"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIF"),
+        (b"BM is how this text begins, and it is no bitmap", "damaged or truncated"),
+        (b"#EXTM3U\nhttp://example.com/a.ts\n", "not a picture"),
+        (b"\0" * 100, "not a picture"),
+    ],
+)
+def test_what_is_no_picture(tmp_path, content, message):
+    (tmp_path / "a.png").write_bytes(content)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", InputWarning)
+        with pytest.raises(InputError, match=message) as caught:
+            open_source(tmp_path / "a.png")
+    assert "a.png" in str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif", "bmp", "gif"])
+def test_a_truncated_file_is_refused_when_it_is_opened(tmp_path, suffix):
+    content = accepted(tmp_path / f"whole.{suffix}")
+    for share in (0.3, 0.6, 0.9):
+        path = tmp_path / f"a.{suffix}"
+        path.write_bytes(content[: int(len(content) * share)])
+        with pytest.raises(InputError, match=r"truncated|damaged"):
+            open_source(path)
+
+
+def test_a_truncated_deep_tiff(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", noise(30, 30, 3, dtype=np.uint16), photometric="rgb")
+    content = (tmp_path / "a.tif").read_bytes()
+    (tmp_path / "a.tif").write_bytes(content[:-1000])
+    with pytest.raises(InputError, match="truncated"):
+        open_source(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif", "bmp", "gif"])
+def test_random_damage_is_read_or_refused_but_nothing_else(tmp_path, suffix):
+    content = accepted(tmp_path / f"whole.{suffix}")
+    rng = np.random.default_rng(5)
+    refused = 0
+    for _ in range(60):
+        damaged = bytearray(content)
+        for place in rng.integers(0, min(len(damaged), 400), 4):
+            damaged[place] = rng.integers(256)
+        path = tmp_path / f"a.{suffix}"
+        path.write_bytes(damaged)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                picture = only(path, max_pixels=1_000_000)
+            except InputError:
+                refused += 1
+            else:
+                assert picture.pixels.dtype in (np.uint8, np.uint16, np.float32)
+    assert refused  # The damage does reach the decoder.
+
+
+def bomb(suffix: str, path: Path) -> None:
+    """A small file whose header claims 50000 x 40000 pixels."""
+    small = io.BytesIO()
+    if suffix == "tif":
+        tifffile.imwrite(small, np.zeros((4, 4), np.uint8))
+        content = small.getvalue()
+        with tifffile.TiffFile(io.BytesIO(content)) as file:
+            places = [file.pages[0].tags[tag].valueoffset for tag in (256, 257)]
+        data = bytearray(content)
+        for place, value in zip(places, (50000, 40000), strict=True):
+            data[place : place + 4] = struct.pack("<I", value)[: 4 if file.pages[0].tags[256].dtype == 4 else 2].ljust(4, b"\0")
+    else:
+        Image.new("RGB", (4, 4)).save(small, {"jpg": "JPEG"}.get(suffix, suffix.upper()))
+        data = bytearray(small.getvalue())
+        if suffix == "png":
+            data[16:24] = struct.pack(">II", 50000, 40000)
+            data[29:33] = struct.pack(">I", zlib.crc32(bytes(data[12:29])))
+        elif suffix == "gif":
+            data[6:10] = struct.pack("<HH", 50000, 40000)
+        elif suffix == "bmp":
+            data[18:26] = struct.pack("<ii", 50000, 40000)
+        else:
+            place = data.index(b"\xff\xc0")
+            data[place + 5 : place + 9] = struct.pack(">HH", 40000, 50000)
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "bmp", "tif"])
+def test_a_decompression_bomb_is_refused_by_its_header(tmp_path, suffix):
+    bomb(suffix, tmp_path / f"a.{suffix}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(InputError, match=r"claims 50000 x 40000 pixels.*max_pixels"):
+            open_source(tmp_path / f"a.{suffix}")
+
+
+@pytest.mark.parametrize("options", [{}, {"lossless": True}, {"exif": b"Exif\0\0MM\0*\0\0\0\x08\0\0\0\0\0\0"}])
+def test_size_of_a_webp_by_its_header(tmp_path, options):
+    Image.fromarray(smooth(37, 301)).save(tmp_path / "a.webp", **options)
+    assert webp_size((tmp_path / "a.webp").read_bytes()[:30]) == (37, 301)
+
+
+def test_a_webp_bomb_is_refused_before_its_decoder_is_made(tmp_path, monkeypatch):
+    frames = discs(2)
+    frames[0].save(tmp_path / "a.webp", save_all=True, append_images=frames[1:])
+    data = bytearray((tmp_path / "a.webp").read_bytes())
+    assert data[12:16] == b"VP8X"
+    data[24:30] = b"\xfe\x3f\0" * 2  # The largest canvas there is.
+    (tmp_path / "a.webp").write_bytes(data)
+    monkeypatch.setattr("PIL._webp.WebPAnimDecoder", None)
+    with pytest.raises(InputError, match="claims 16383 x 16383 pixels"):
+        open_source(tmp_path / "a.webp")
+
+
+def test_the_limit_of_pixels_is_the_callers(tmp_path, monkeypatch):
+    accepted(tmp_path / "a.png")
+    with pytest.raises(InputError, match=r"60 x 40 pixels, more than the 2,399"):
+        open_source(tmp_path / "a.png", max_pixels=2399)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)  # Pillow's own limit, one for the whole process, has no say.
+    for suffix in ("png", "tif", "webp", "gif", "jpg", "bmp"):
+        accepted(tmp_path / f"a.{suffix}")
+        assert open_source(tmp_path / f"a.{suffix}", max_pixels=2400).size == (40, 60)
+    assert Image.MAX_IMAGE_PIXELS == 10
+
+
+def test_values_that_are_not_finite(tmp_path):
+    stored = RNG.random((4, 5, 3)).astype(np.float32)
+    stored[1, 2, 0], stored[3, 3, 1] = np.nan, np.inf
+    tifffile.imwrite(tmp_path / "a.tif", stored, photometric="rgb")
+    with pytest.raises(InputError, match=r"2 of 60 values are NaN or infinite.*--nonfinite zero"):
+        open_source(tmp_path / "a.tif")
+    with pytest.warns(InputWarning, match="replaced by 0"):
+        picture = only(tmp_path / "a.tif", nonfinite="zero")
+    np.testing.assert_array_equal(picture.pixels, np.where(np.isfinite(stored), stored, 0))
+    assert picture.peak == 1
+
+
+@pytest.mark.parametrize(
+    ("values", "options", "message"),
+    [
+        (np.zeros((6, 5, 5), np.uint8), {"photometric": "rgb", "planarconfig": "contig"}, "5 channels"),
+        (np.zeros((6, 5, 5), np.uint16), {"photometric": "rgb", "planarconfig": "contig"}, "5 channels"),
+        (np.zeros((6, 5), np.float64), {}, "64-bit"),
+        (np.zeros((6, 5), np.uint64), {}, "64-bit"),
+        (np.zeros((6, 5), np.int32), {}, "32-bit samples"),
+        (np.zeros((6, 5), np.int16), {}, "16-bit samples"),
+        (np.zeros((6, 5), np.complex64), {}, "complex64"),
+        (np.zeros((6, 5, 4), np.uint16), {"photometric": "separated"}, "convert it to RGB"),
+        (np.zeros((6, 5), np.uint16), {"photometric": "cfa"}, "raw sensor"),
+    ],
+)
+def test_tiff_kinds_that_are_refused(tmp_path, values, options, message):
+    tifffile.imwrite(tmp_path / "a.tif", values, **options)
+    with pytest.raises(InputError, match=message):
+        open_source(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 2000), (2000, 3), (1, 7)])
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "gif"])
+def test_extreme_shapes_are_read(tmp_path, suffix, size):
+    Image.fromarray(smooth(*size)).save(tmp_path / f"a.{suffix}")
+    source = open_source(tmp_path / f"a.{suffix}")
+    assert source.size == next(source.frames()).size == size
+
+
+def test_alpha_of_zero_everywhere_is_read(tmp_path):
+    stored = noise(5, 5, 4)
+    stored[:, :, 3] = 0
+    Image.fromarray(stored).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(only(tmp_path / "a.png").samples(), stored)
+
+
+def test_a_file_that_vanishes(tmp_path):
+    accepted(tmp_path / "a.png")
+    source = open_source(tmp_path / "a.png")
+    (tmp_path / "a.png").unlink()
+    assert len(list(source.frames())) == 1  # Was decoded when it was opened.
+    with pytest.raises(InputError, match="no such file; was it moved or deleted"):
+        list(source.frames())
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="permissions do not bind this user")
+def test_a_file_that_may_not_be_read(tmp_path):
+    accepted(tmp_path / "a.png")
+    (tmp_path / "a.png").chmod(0)
+    with pytest.raises(InputError, match="may not be read"):
+        open_source(tmp_path / "a.png")
+
+
+def test_content_wins_over_the_name(tmp_path):
+    Image.fromarray(smooth(5, 6)).save(tmp_path / "a.png", "JPEG")
+    with pytest.warns(InputWarning, match="content is JPEG in spite of its name"):
+        source = open_source(tmp_path / "a.png")
+    assert source.format == "jpeg"
+    (tmp_path / "a.png").rename(tmp_path / "noending")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert open_source(tmp_path / "noending").size == (5, 6)
+
+
+def test_the_names_of_one_stem_are_two_pictures(tmp_path):
+    Image.new("L", (3, 4), 10).save(tmp_path / "a.png")
+    Image.new("L", (3, 4), 200).save(tmp_path / "a.jpg")
+    assert [only(tmp_path / name).pixels[0, 0, 0] for name in ("a.png", "a.jpg")] == [10, 200]
+
+
+def test_damage_in_a_later_frame_is_found_there(tmp_path):
+    frames = discs(4)
+    frames[0].save(tmp_path / "a.png", save_all=True, append_images=frames[1:], duration=40)
+    content = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "a.png").write_bytes(content[: content.rindex(b"fdAT") + 12])
+    taken = []
+    with pytest.raises(InputError, match=r"a\.png: damaged or truncated"):
+        taken.extend(open_source(tmp_path / "a.png").frames())
+
+
+# The module
+
+
+def test_endings():
+    assert {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif"} <= set(SUFFIXES)
+    assert all(suffix == suffix.lower() and suffix.startswith(".") for suffix in SUFFIXES)
+
+
+def test_import_costs_no_decoder_and_no_torch():
+    heavy = "('torch', 'PIL.Image', 'tifffile', 'av', 'cv2')"
+    code = f"import sys, cnnkit_superres.pictures, cnnkit_superres.writing; print([name for name in {heavy} if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("pixels", "alpha"),
+    [
+        (np.zeros((3, 4), np.uint8), None),
+        (np.zeros((3, 4, 2), np.uint8), None),
+        (np.zeros((3, 4, 3), np.float64), None),
+        (np.zeros((0, 4, 3), np.uint8), None),
+        (np.zeros((3, 4, 3), np.uint8), np.zeros((4, 3), np.uint8)),
+        (np.zeros((3, 4, 3), np.uint8), np.zeros((3, 4), np.uint16)),
+    ],
+)
+def test_a_picture_checks_its_arrays(pixels, alpha):
+    with pytest.raises(ValueError, match=r"pixels|alpha"):
+        Picture(pixels, alpha)
+
+
+def test_a_replaced_picture_keeps_its_white():
+    picture = Picture(np.full((2, 2, 1), 9, np.float32))
+    assert picture.peak == 9 and picture.replaced(np.zeros((4, 4, 1), np.float32)).peak == 9
