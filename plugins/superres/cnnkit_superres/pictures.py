@@ -264,6 +264,8 @@ def _identify(path: Path) -> str:
     """Return the format by the first bytes of a file."""
     if path.is_dir():
         raise InputError(f"{path}: a folder, not a picture; give the folder itself as an input to run over the pictures in it")
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path}: not a regular file; save its content to one")
     with refusing(path), open(path, "rb") as stream:
         head = stream.read(64)
     if not head:

@@ -14,7 +14,7 @@ from cnnkit.errors import InputError, InputWarning
 from numpy.typing import NDArray
 
 from cnnkit_superres.deep import deep_arrays, is_deep, split_alpha
-from cnnkit_superres.metadata import DESCRIPTIVE, EXIF_IFD, GPS_IFD, ORIENTATION, srgb_profile, upright, upright_xmp
+from cnnkit_superres.metadata import DESCRIPTIVE, EXIF_IFD, GPS_IFD, ORIENTATION, icc_channels, srgb_profile, upright, upright_xmp
 from cnnkit_superres.pictures import Metadata, Nonfinite, Picture, Source, refusing
 from cnnkit_superres.raster import decoder, decoding, open_stream, to_arrays
 
@@ -196,7 +196,7 @@ def write_tiff(path: Path, pictures: Iterable[Picture], options: dict[str, Any],
     import tifffile
 
     exif = _loaded(options["exif"]) if "exif" in options else None
-    dpi = options.get("dpi")
+    dpi, icc = options.get("dpi"), options.get("icc_profile")
     pictures = iter(pictures)
     first = next(pictures)
     big = (first.pixels.nbytes + (0 if first.alpha is None else first.alpha.nbytes)) * pages > 3_900_000_000
@@ -210,7 +210,7 @@ def write_tiff(path: Path, pictures: Iterable[Picture], options: dict[str, Any],
                 extrasamples=None if picture.alpha is None else ["unassalpha"],
                 compression="zlib" if compressed else None,
                 predictor=compressed and samples.dtype != np.float32,
-                iccprofile=options.get("icc_profile"),
+                iccprofile=icc if icc and icc_channels(icc) == picture.pixels.shape[2] else None,
                 resolution=dpi,
                 resolutionunit="INCH" if dpi else None,
                 extratags=_extratags(options.get("xmp"), exif if index == 0 else None),

@@ -15,7 +15,7 @@ from cnnkit.errors import InputWarning, UsageError, unknown
 from numpy.typing import NDArray
 
 from cnnkit_superres.metadata import icc_channels, resized_exif
-from cnnkit_superres.pictures import FORMATS, VIDEO_FORMATS, Metadata, Picture, Source
+from cnnkit_superres.pictures import FORMATS, VIDEO_FORMATS, Picture, Source
 
 _DEPTH = {"png": 16, "tiff": 32}  # Bits per sample at most; 8 elsewhere.
 _OPAQUE = ("jpeg", "bmp")  # Formats without alpha that every reader understands.
@@ -41,15 +41,10 @@ def output_path(source: Source, path: Path | str, format: str = "same", *, alpha
         UsageError: If the format is unknown, or cannot hold what the source is.
     """
     path = Path(path)
-    ending = path.suffix if _format_of(path.suffix) else ""
-    name = source.format if format == "same" else _format_of(f".{format.removeprefix('.')}") or format.lower()
-    if format == "same" and ending:
-        name = _format_of(ending) or name
-    if name not in FORMATS:
-        raise UsageError(unknown("format", format, ["same", *FORMATS, "jpg", "tif"]))
-    _check_kind(source, name)
+    name = _wanted(source, path, format)
     if name in _OPAQUE and (source.metadata.alpha if alpha is None else alpha):
         name = "png"
+    ending = path.suffix if _format_of(path.suffix) else ""
     if ending.lower() in FORMATS[name]:
         return path
     own = source.path.suffix
@@ -92,21 +87,33 @@ def write(source: Source, path: Path | str, frames: Iterable[Picture], *, format
         assert isinstance(source, Video)
         with atomic_path(target) as part:
             deep = 16 if source.metadata.bits > 8 else 8
-            write_video(source, part, (_fitted(picture, source.metadata, deep) for picture in frames), quality=quality)
+            write_video(source, part, (_fitted(picture, source, deep) for picture in frames), quality=quality)
         return target
-    if first.alpha is not None and name != (wanted := _format_of(f".{format}") or _format_of(Path(path).suffix) or name):
+    if name != (wanted := _wanted(source, Path(path), format)):
         warnings.warn(f"{source.path}: has transparency, which {wanted} cannot hold; written as {target.name}", InputWarning, stacklevel=2)
     bits = min(source.metadata.bits, _DEPTH.get(name, 8))
     if bits < source.metadata.bits:
         text = f"{source.path}: {source.metadata.bits} bits per sample become {bits} in {target.name}; png keeps 16, tif also floats"
         warnings.warn(text, InputWarning, stacklevel=2)
+    if source.frame_count == 1 or source.is_animation:  # Else pages, of which each has a mode and depth of its own.
+        frames = (_fitted(picture, source, bits) for picture in frames)
     with atomic_path(target) as part:
-        _WRITERS[name](source, part, (_fitted(picture, source.metadata, bits) for picture in frames), quality)
+        _WRITERS[name](source, part, iter(frames), quality)
     return target
 
 
 def _format_of(suffix: str) -> str:
     return next((name for name, suffixes in FORMATS.items() if suffix.lower() in suffixes), "")
+
+
+def _wanted(source: Source, path: Path, format: str) -> str:
+    """Return the format that was asked for, if it can hold what the source is."""
+    suffix = path.suffix if format == "same" else f".{format.removeprefix('.')}"
+    name = _format_of(suffix) or (source.format if format == "same" else format.lower())
+    if name not in FORMATS:
+        raise UsageError(unknown("format", format, ["same", *FORMATS, "jpg", "tif"]))
+    _check_kind(source, name)
+    return name
 
 
 def _check_kind(source: Source, name: str) -> None:
@@ -126,10 +133,12 @@ def _check_side(target: Path, name: str, first: Picture) -> None:
         raise UsageError(f"{target}: {side} pixels a side do not fit {name}, which ends at {limit}; choose --format png")
 
 
-def _fitted(picture: Picture, metadata: Metadata, bits: int) -> Picture:
+def _fitted(picture: Picture, source: Source, bits: int) -> Picture:
     """Return a picture with the channels of the source and ``bits`` per sample."""
     pixels = picture.pixels
-    if metadata.channels == 1 and pixels.shape[2] == 3:  # A network of three channels made it of a grey picture.
+    if (
+        source.metadata.channels == 1 and pixels.shape[2] == 3 and not source.is_animation
+    ):  # A network of three channels made it of a grey picture.
         pixels = pixels.astype(np.float32) @ np.array([[0.299], [0.587], [0.114]], np.float32)
         pixels = pixels if picture.pixels.dtype == np.float32 else np.rint(pixels).astype(picture.pixels.dtype)
     alpha = None if picture.alpha is None else _with_bits(picture.alpha, picture.peak, bits)

@@ -214,6 +214,38 @@ def test_cmyk_without_a_profile(tmp_path, suffix):
     np.testing.assert_array_equal(picture.pixels, expected)
 
 
+def printer_profile() -> bytes:
+    """An ICC profile of a printer whose cyan ink is red: a table of Lab colours at the 16 corners of CMYK."""
+    corners = np.full((2, 2, 2, 2, 3), (0, 128, 128), np.uint8)
+    corners[0, 0, 0, 0] = (255, 128, 128)
+    corners[1, 0, 0, 0] = (round(53.2 * 2.55), 128 + 80, 128 + 67)
+    ramp = bytes(range(256))
+    unit = struct.pack(">9i", *(65536 * (row == column) for row in range(3) for column in range(3)))
+    table = b"mft1\0\0\0\0" + bytes([4, 3, 2, 0]) + unit + ramp * 4 + corners.tobytes() + ramp * 3
+    text = b"text\0\0\0\0free\0".ljust(16, b"\0")
+    name = (b"desc\0\0\0\0" + struct.pack(">I", 5) + b"inks\0" + b"\0" * 78).ljust(100, b"\0")
+    white = b"XYZ \0\0\0\0" + struct.pack(">3i", 63190, 65536, 54061)
+    tags = {b"desc": name, b"cprt": text, b"wtpt": white, b"A2B0": table}
+    directory, data = struct.pack(">I", len(tags)), b""
+    for tag, content in tags.items():
+        directory += tag + struct.pack(">II", 132 + 12 * len(tags) + len(data), len(content))
+        data += content.ljust(-(-len(content) // 4) * 4, b"\0")
+    head = struct.pack(">I4sI4s4s4s", 132 + 12 * len(tags) + len(data), b"\0" * 4, 0x02400000, b"prtr", b"CMYK", b"Lab ")
+    head += struct.pack(">6H", 2024, 1, 1, 0, 0, 0) + b"acsp" + b"\0" * 28 + struct.pack(">3i", 63190, 65536, 54061)
+    return head.ljust(128, b"\0") + directory + data
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "tif"])
+def test_cmyk_is_converted_through_its_profile(tmp_path, suffix):
+    ink = Image.new("CMYK", (16, 16), (255, 0, 0, 0))
+    ink.save(tmp_path / f"a.{suffix}", icc_profile=printer_profile(), quality=100)
+    with pytest.warns(InputWarning, match="converted to sRGB through its colour profile; written as RGB"):
+        source = open_source(tmp_path / f"a.{suffix}")
+    red = next(source.frames()).pixels.reshape(-1, 3).mean(axis=0)
+    assert red[0] > 240 and max(red[1:]) < 25  # Lab 53, 80, 67 is the red of sRGB; by formula cyan is (0, 255, 255).
+    assert source.metadata.icc[16:20] == b"RGB "
+
+
 def test_a_damaged_profile_is_no_reason_to_refuse(tmp_path):
     image = Image.fromarray(smooth(16, 16)).convert("CMYK")
     profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
@@ -527,6 +559,13 @@ def test_a_file_that_vanishes(tmp_path):
     assert len(list(source.frames())) == 1  # Was decoded when it was opened.
     with pytest.raises(InputError, match="no such file; was it moved or deleted"):
         list(source.frames())
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(InputError, match="not a regular file"):
+        open_source(tmp_path / "a.png")
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="permissions do not bind this user")

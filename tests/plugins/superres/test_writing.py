@@ -374,16 +374,17 @@ def test_tiff_compression_is_that_of_the_source(tmp_path):
             assert (file.pages[0].compression == 1) == (compression is None)
 
 
-def test_pages_of_a_tiff(tmp_path):
-    pages = [noise(5, 6, 3), noise(4, 9), noise(3, 2, 3, dtype=np.uint16)]
+def test_each_page_of_a_tiff_keeps_its_mode_and_depth(tmp_path):
+    pages = [noise(5, 6), noise(4, 9, 3), noise(3, 2, 3, dtype=np.uint16), RNG.random((4, 4)).astype(np.float32)]
     with tifffile.TiffWriter(tmp_path / "a.tif") as file:
         for page in pages:
             file.write(page, photometric="rgb" if page.ndim == 3 else "minisblack", contiguous=False)
-    source = open_source(tmp_path / "a.tif")
-    source.metadata.bits = 16  # The first page has 8, the last 16.
-    out = source.write(tmp_path / "b", map(twice, source.frames()))
-    assert [picture.size for picture in open_source(out).frames()] == [(10, 12), (8, 18), (6, 4)]
-    with pytest.raises(UsageError, match="3 pages cannot be png; accepted: same, tif"):
+    out = enlarge(tmp_path / "a.tif", tmp_path / "b")
+    with tifffile.TiffFile(out) as file:
+        for page, stored in zip(file.pages, pages, strict=True):
+            np.testing.assert_array_equal(page.asarray(), stored.repeat(2, axis=0).repeat(2, axis=1))
+            assert page.dtype == stored.dtype
+    with pytest.raises(UsageError, match="4 pages cannot be png; accepted: same, tif"):
         enlarge(tmp_path / "a.tif", tmp_path / "c", format="png")
 
 
@@ -468,6 +469,13 @@ def test_durations_are_found_if_the_frames_come_from_elsewhere(tmp_path):
     out = open_source(open_source(tmp_path / "a.gif").write(tmp_path / "b.gif", pictures))
     list(out.frames())
     assert list(out.metadata.durations.values()) == [30, 60, 90]
+
+
+def test_an_animation_that_begins_grey_keeps_its_colours(tmp_path):
+    frames = [Image.new("L", (6, 6), 90), Image.new("RGB", (6, 6), (250, 10, 10))]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:], duration=40)
+    (_, second) = open_source(enlarge(tmp_path / "a.gif", tmp_path / "b")).frames()
+    np.testing.assert_array_equal(second.pixels[3, 3], (250, 10, 10))
 
 
 def test_an_animation_needs_a_format_that_moves(tmp_path):
