@@ -15,6 +15,7 @@ from cnnkit.errors import ConfigError, InputError, InputWarning
 from numpy.typing import NDArray
 
 from cnnkit_superres.folders import Pair, listed
+from cnnkit_superres.metrics import modcrop
 from cnnkit_superres.pictures import open_source
 from cnnkit_superres.resize import imresize
 
@@ -108,13 +109,12 @@ def read_pair(pair: Pair, scale: int) -> tuple[Pixels, Pixels]:
     if pair.size is not None and hr.shape[:2] != pair.size:
         raise InputError(f"{source(pair.hr, pair.name)}: {_size(hr)} pixels, but its list says {pair.size[1]} x {pair.size[0]}")
     if pair.lr is None:
-        hr = modcrop(hr, scale)
-        if not hr.size:
-            raise InputError(f"{source(pair.hr, pair.name)}: too small to be reduced by {scale}")
+        hr = _cropped(pair, hr, scale)
         return hr, imresize(hr, (hr.shape[0] // scale, hr.shape[1] // scale))
     lr = _pixels(pair.lr)
-    fitting = [modcrop(hr, multiple) for multiple in (scale, *([12] if 12 % scale == 0 else []))]
-    # BasicSR's LR pictures come from HR pictures cropped to multiples of 12, whatever the scale.
+    fitting = [_cropped(pair, hr, scale)]
+    if 12 % scale == 0 and min(hr.shape[:2]) >= 12:  # BasicSR's LR pictures come from HR pictures cropped to multiples of 12.
+        fitting.append(_cropped(pair, hr, 12))
     covered = next((part for part in fitting if part.shape[:2] == (scale * lr.shape[0], scale * lr.shape[1])), None)
     if covered is None or not lr.size:
         raise InputError(
@@ -123,13 +123,14 @@ def read_pair(pair: Pair, scale: int) -> tuple[Pixels, Pixels]:
         )
     if covered.shape[2] != lr.shape[2]:
         covered, lr = (np.repeat(x, 3 // x.shape[2], axis=2) for x in (covered, lr))
-    return np.ascontiguousarray(covered), lr
+    return covered, lr
 
 
-def modcrop(pixels: Pixels, multiple: int) -> Pixels:
-    """Cut off rows at the bottom and columns at the right until both numbers are multiples."""
-    height, width = pixels.shape[:2]
-    return np.ascontiguousarray(pixels[: height - height % multiple, : width - width % multiple])
+def _cropped(pair: Pair, hr: Pixels, multiple: int) -> Pixels:
+    try:
+        return np.ascontiguousarray(modcrop(hr, multiple))  # A view would keep the whole picture in memory.
+    except InputError as error:
+        raise InputError(f"{source(pair.hr, pair.name)}: {error}") from error
 
 
 def source(picture: Path | Pixels, name: str) -> str:
