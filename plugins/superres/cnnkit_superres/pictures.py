@@ -174,7 +174,7 @@ class Source(ABC):
         frames = self._decode()
         first = next(frames, None)
         if first is None:
-            raise InputError(f"{path}: no picture in it")
+            raise InputError(f"{path}: no picture can be found in it; damaged or truncated? copy or download it again")
         self.size = first.size
         self.metadata.bits = {1: 8, 2: 16, 4: 32}[first.pixels.dtype.itemsize]
         self.metadata.channels, self.metadata.alpha = first.pixels.shape[2], first.alpha is not None

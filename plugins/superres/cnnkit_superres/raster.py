@@ -70,7 +70,7 @@ class Raster(Source):
                     self.metadata = metadata
             if self.is_animation:
                 self.metadata.durations[index - start] = float(image.info.get("duration", 0))
-        return Picture(upright(pixels, self._orientation), None if alpha is None else upright(alpha, self._orientation))
+            return Picture(upright(pixels, self._orientation), None if alpha is None else upright(alpha, self._orientation))
 
 
 @contextmanager

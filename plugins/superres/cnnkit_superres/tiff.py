@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 import warnings
 from collections.abc import Iterable, Iterator
@@ -54,7 +55,7 @@ class Tiff(Source):
                 pixels, alpha = to_arrays(_page_image(stream, index), self.path)
             if not self.opened:
                 self.metadata = _metadata(stream, page)
-        return Picture(pixels, alpha)
+            return Picture(pixels, alpha)
 
     def _check(self, stream: Any, page: Any) -> None:
         """Refuse what is no picture of one of the accepted kinds, and what the file is too short for."""
@@ -78,6 +79,9 @@ class Tiff(Source):
     def _deep(self, stream: Any, index: int, page: Any) -> tuple[NDArray[Any], NDArray[Any] | None]:
         if page.photometric not in (0, 1, 2):
             raise InputError(f"{self.path}: 16-bit {page.photometric.name} TIFF; accepted with 16 bits are grey and RGB; convert it to RGB")
+        needed = math.prod(page.chunked)
+        if len(page.dataoffsets) < needed:  # tifffile would leave the others black.
+            raise InputError(f"{self.path}: damaged: names {len(page.dataoffsets)} of the {needed} parts that it must have")
         try:
             samples = page.asarray()
         except (ValueError, KeyError, ImportError) as error:  # tifffile's own codecs are few; imagecodecs brings the others.

@@ -418,6 +418,14 @@ def test_a_truncated_deep_tiff(tmp_path):
         open_source(tmp_path / "a.tif")
 
 
+def test_a_tiff_whose_tags_contradict_each_other(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", noise(9, 8, 3, dtype=np.uint16), photometric="rgb")
+    with tifffile.TiffFile(tmp_path / "a.tif", mode="r+") as file:
+        file.pages[0].tags["PlanarConfiguration"].overwrite(2)
+    with pytest.raises(InputError, match=r"a\.tif"):
+        open_source(tmp_path / "a.tif")
+
+
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif", "bmp", "gif"])
 def test_random_damage_is_read_or_refused_but_nothing_else(tmp_path, suffix):
     content = accepted(tmp_path / f"whole.{suffix}")
