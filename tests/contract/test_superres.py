@@ -20,6 +20,8 @@ SMALL = {
     # Of several scales only the branch of the current one gets a gradient.
     "carn": SmallModel({"width": 8, "scales": ()}, in_chans=3),
     "carn_m": SmallModel({"width": 8, "scales": ()}, in_chans=3),
+    "imdn": SmallModel({"width": 16, "reduction": 2}, in_chans=3),
+    "imdn_as": SmallModel({"width": 16, "reduction": 2}, in_chans=3),
     "scnet_t": SmallModel({"channels": 16, "depth": 2}, in_chans=3),
     "scnet_t_ps": SmallModel({"channels": 16, "depth": 2}, in_chans=3),
     "scnet_b": SmallModel({"channels": 16, "depth": 2}, in_chans=3),

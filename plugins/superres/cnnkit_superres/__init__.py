@@ -111,6 +111,28 @@ NETWORKS = {
             4: Figures(0.412, 32.5, (180, 320), "31.92 dB Set5", counted_params_m=0.414811, note=_CARN_M),
         },
     ),
+    "imdn": (
+        Entry(
+            "cnnkit_superres.models.imdn:IMDN",
+            paper="imdn",
+            summary="Blocks that keep a quarter of their channels at each step; attention by contrast.",
+            layouts=("official",),
+        ),
+        {
+            2: Figures(0.694, 158.8, (360, 640), "38.00 dB Set5"),
+            3: Figures(0.703, 71.5, (240, 427), "34.36 dB Set5"),
+            4: Figures(0.715, 40.9, (180, 320), "32.21 dB Set5"),
+        },
+    ),
+    "imdn_as": (
+        Entry(
+            "cnnkit_superres.models.imdn:IMDNAS",
+            paper="imdn",
+            summary="IMDN for any scale, on pictures that a bicubic filter has enlarged; one set of weights.",
+            layouts=("official",),
+        ),
+        {2: Figures(), 3: Figures(), 4: Figures()},
+    ),
     # The figures of T and B are their authors', the latter from a thread of the official repository; of L none could be read.
     "scnet_t": (
         Entry(
