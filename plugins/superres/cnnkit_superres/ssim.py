@@ -51,10 +51,9 @@ def compare(planes: Planes, height: int, width: int, peak: float) -> tuple[float
         if top:
             strips[:, :kept] = strips[:, _ROWS:]
         new = slice(kept, rows + _HALO)
-        a, b = planes(slice(top + kept, top + rows + _HALO))
-        np.add(a, b, out=strips[0, new])
-        np.subtract(a, b, out=strips[1, new])
-        squared += float(np.vdot(strips[1, new], strips[1, new]))
+        strips[0, new], strips[1, new] = planes(slice(top + kept, top + rows + _HALO))
+        difference = strips[0, new] - strips[1, new]
+        squared += float(np.vdot(difference, difference))
         tile = tile if rows == tile.shape[0] else _Tile(rows, columns, step, peak)
         similar += tile.sweep(strips[:, : rows + _HALO])
     return squared / (height * width), similar / (windows[0] * windows[1])
@@ -68,7 +67,7 @@ class _Tile:
         # The factors are twice those of the formula: so are m_s^2 - m_d^2 = 4 m_a m_b and m_s^2 + m_d^2 = 2 (m_a^2 + m_b^2).
         self.constants = (2 * (_K1 * peak) ** 2, 2 * (_K2 * peak) ** 2)
         self.down, self.across = _band(rows), np.ascontiguousarray(_band(step).T)
-        self.squares = np.empty((2, rows + _HALO, columns + _HALO))
+        self.pixels = np.empty((4, rows + _HALO, columns + _HALO))
         self.columns = np.empty((4, rows, columns + _HALO))
         tall, wide, item = self.columns.strides
         pieces = columns // step
@@ -77,21 +76,23 @@ class _Tile:
         self.upper = np.empty((2, pieces, rows, step))
 
     def sweep(self, strips: Plane) -> float:
-        """Return the sum of the SSIM of all windows in a strip of the sum and one of the difference, ``(2, rows + 10, W)``."""
+        """Return the sum of the SSIM of all windows in a strip of both planes, ``(2, rows + 10, W)``."""
         windows, columns = strips.shape[2] - _HALO, self.shape[1]
         result = 0.0
         for left in range(0, windows, columns):
-            x = min(left, windows - columns)  # The last tile reaches back, and what it has again is not counted.
-            result += float(self.ssim(*strips[:, :, x : x + columns + _HALO])[:, left - x :].sum())
+            x = min(left, windows - columns)
+            similar = self.ssim(*strips[:, :, x : x + columns + _HALO])
+            if x < left:  # The last tile reaches back, and what it has again is not counted.
+                similar = similar.transpose(1, 0, 2).reshape(self.shape)[:, left - x :]
+            result += float(similar.sum())
         return result
 
-    def ssim(self, s: Plane, d: Plane) -> Plane:
-        """Return the SSIM of every window of a tile, ``(rows, columns)``; it is overwritten by the next call."""
-        np.multiply(s, s, out=self.squares[0])
-        np.multiply(d, d, out=self.squares[1])
-        np.matmul(self.down, s, out=self.columns[0])
-        np.matmul(self.down, d, out=self.columns[1])
-        np.matmul(self.down, self.squares, out=self.columns[2:])
+    def ssim(self, a: Plane, b: Plane) -> Plane:
+        """Return the SSIM of every window of a tile, ``(pieces, rows, step)``; it is overwritten by the next call."""
+        np.add(a, b, out=self.pixels[0])
+        np.subtract(a, b, out=self.pixels[1])
+        np.multiply(self.pixels[:2], self.pixels[:2], out=self.pixels[2:])
+        np.matmul(self.down, self.pixels, out=self.columns)
         np.matmul(self.pieces, self.across, out=self.maps)
         means, variances = self.maps[:2], self.maps[2:]
         np.multiply(means, means, out=means)
@@ -105,7 +106,7 @@ class _Tile:
         ratio *= self.upper[1]
         lower *= of_sums[1]
         ratio /= lower
-        return ratio.transpose(1, 0, 2).reshape(self.shape)
+        return ratio
 
 
 @lru_cache(maxsize=32)
