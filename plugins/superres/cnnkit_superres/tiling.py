@@ -263,8 +263,9 @@ def _fill(model: SuperResolver, canvas: _Canvas, rows: list[Span], columns: list
     weight = next(itertools.chain(model.parameters(), model.buffers()), torch.empty(0))
     for row in rows:
         for group in _alike(columns, batch):
+            # Pixels lie together in the picture, and so in memory here: kernels for processors are up to twice as fast on such maps.
             windows = torch.stack([canvas.window(row, column, weight) for column in group])
-            outputs = model(windows)
+            outputs = model(windows.permute(0, 3, 1, 2))
             for output, column in zip(outputs, group, strict=True):
                 canvas.add(output, row, column)
             done += len(group)
@@ -305,12 +306,12 @@ class _Canvas:
         self.left = self.above = torch.empty(0)
 
     def window(self, row: Span, column: Span, like: Tensor) -> Tensor:
-        """Return ``(C, h, w)`` in [0, 1] with the type and on the device of ``like``."""
+        """Return ``(h, w, C)`` in [0, 1] with the type and on the device of ``like``."""
         part = np.ascontiguousarray(self.pixels[row.first : row.last, column.first : column.last])
         if part.dtype == np.uint16:
             part = part.astype(np.float32)  # Few operations know the type, and not on every device.
         values = torch.from_numpy(part).to(like.device).to(torch.promote_types(like.dtype, torch.float32))
-        return (values / self.peak).to(like.dtype).permute(2, 0, 1)  # Divided first: half precision ends at 65504.
+        return (values / self.peak).to(like.dtype)  # Divided first: half precision ends at 65504.
 
     def add(self, output: Tensor, row: Span, column: Span) -> None:
         """Put an enlarged window ``(C, h, w)`` in its place."""
