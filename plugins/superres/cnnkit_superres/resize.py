@@ -255,4 +255,5 @@ def _tensor_blocks(axis: _Axis, dtype: Any, device: Any) -> tuple[Block, ...]:
     import torch
 
     blocks = _blocks(axis, 1, np.dtype(np.float64), _TORCH_BLOCK)
-    return tuple(Block(b.first, b.last, torch.from_numpy(b.matrix).to(device=device, dtype=dtype)) for b in blocks)
+    with torch.inference_mode(False):  # What is kept from a call in inference mode must serve training too.
+        return tuple(Block(b.first, b.last, torch.from_numpy(b.matrix).to(device=device, dtype=dtype)) for b in blocks)

@@ -178,6 +178,17 @@ def test_gradients():
         assert torch.autograd.gradcheck(lambda x, scale=scale: imresize(x, scale), (x,))
 
 
+def test_weights_kept_from_inference_serve_training():
+    x = torch.rand(3, 21, 23)
+    with torch.inference_mode():
+        expected = imresize(x, 0.45)
+    leaf = x.clone().requires_grad_()
+    out = imresize(leaf, 0.45)
+    out.sum().backward()
+    assert torch.equal(out.detach(), expected)
+    assert leaf.grad is not None and leaf.grad.abs().min() > 0
+
+
 def test_views_and_many_channels():
     x = picture(40, 30, 5)
     view = x[::2, ::-1]
