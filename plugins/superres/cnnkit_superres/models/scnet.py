@@ -125,6 +125,7 @@ class SCNet(SuperResolver):
 
     def enlarge(self, x: Tensor) -> Tensor:
         """Map ``(B, C, H, W)`` to ``(B, C, scale * H, scale * W)``."""
+        x = x.contiguous()  # A shift copies planes three times as fast as a few channels of every pixel.
         features = self.body(self.lrelu(self.conv_first(x)))
         for name in self.ups:
             features = self.lrelu(self.get_submodule(name)(features))
