@@ -24,6 +24,7 @@ from cnnkit.errors import ConfigError, InputError, UsageError
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from cnnkit_superres.memory import largest_side, out_of_memory
 from cnnkit_superres.models._base import SuperResolver
 from cnnkit_superres.receptive import reach
 
@@ -42,7 +43,10 @@ OVERLAP = 32
 SMALLEST_TILE = 32
 """Cores are not made smaller when memory runs out: below, the surroundings are what fills it."""
 
+UNQUESTIONED = 256
+"""Pictures up to this side are computed as a whole without asking how much memory there is."""
 ROWS = 256
+"""Rows of a tile that are rounded at once."""
 
 
 @dataclass(frozen=True)
@@ -130,8 +134,9 @@ def upscale(
     Args:
         model: The network. It is moved to ``device`` and ``dtype`` if they are given, and stays there.
         pixels: ``(H, W, C)`` in uint8, uint16, float32 or float64, with as many channels as the network has.
-        tile: Largest side of what a tile contributes, in pixels of ``pixels``; by default the whole picture. Whenever memory runs out,
-            tiles of half the size follow; rows that are finished are kept, unless tiles are blended.
+        tile: Largest side of what a tile contributes, in pixels of ``pixels``; by default the whole picture, or on a processor what memory
+            should suffice for. Whenever memory runs out, tiles of half the size follow; rows that are finished are kept, unless tiles
+            are blended.
         overlap: Surroundings that a tile sees at each side; by default the receptive radius. More changes nothing and is not computed,
             less blends neighbouring tiles.
         approximate: Allow tiles, blended, of a network that sees the whole picture at once.
@@ -158,9 +163,9 @@ def upscale(
         model.to(device=device, dtype=dtype)
     canvas = _Canvas(pixels, model.scale, peak)
     height, width = pixels.shape[:2]
-    tile = max(height, width) if tile is None else tile
     cutting: Cutting | None = None
     with _evaluation(model), torch.no_grad():
+        tile = _fitting(model, canvas.result, overlap, approximate, (height, width)) if tile is None else tile
         while True:
             if cutting is None and tile < max(height, width):
                 cutting = _cutting(model, overlap, approximate, (height, width))
@@ -189,16 +194,6 @@ def upscale(
                 )
             else:
                 tile = max(math.ceil(min(tile, max(height, width)) / 2), smallest)
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Tell whether an exception says that memory, of a device or of the machine, ran out."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    words = str(error).lower()
-    return isinstance(error, RuntimeError) and any(
-        sign in words for sign in ("out of memory", "not enough memory", "can't allocate memory")
-    )
 
 
 def _check(model: SuperResolver, pixels: Pixels, peak: float, dtype: torch.dtype | None, **numbers: int | None) -> None:
@@ -245,6 +240,29 @@ def _cutting(model: SuperResolver, overlap: int | None, approximate: bool, size:
     return Cutting(math.ceil(wanted / period) * period, period, minimum, blend=True)
 
 
+def _fitting(model: SuperResolver, result: Pixels, overlap: int | None, approximate: bool, size: tuple[int, int]) -> int:
+    """Return the largest tile that memory should suffice for, up to the whole picture.
+
+    Devices answer that by themselves. So does the attempt with a network that must not be tiled: an estimate refuses nothing.
+    """
+    longest = max(size)
+    if _weight(model).device.type != "cpu" or longest <= UNQUESTIONED:
+        return longest
+    side = largest_side(model, model.in_chans, result.nbytes)
+    if math.prod(size) <= side**2:
+        return longest
+    try:
+        context = _cutting(model, overlap, approximate, size).context
+    except ConfigError:
+        return longest
+    return min(max(int(side) - 2 * context, SMALLEST_TILE), longest)
+
+
+def _weight(model: nn.Module) -> Tensor:
+    """Return a tensor of the network's data type and device."""
+    return next(itertools.chain(model.parameters(), model.buffers()), torch.empty(0))
+
+
 @contextmanager
 def _evaluation(model: nn.Module) -> Iterator[None]:
     """Set a network to evaluation, and every module back to what it was."""
@@ -260,7 +278,7 @@ def _evaluation(model: nn.Module) -> Iterator[None]:
 def _fill(model: SuperResolver, canvas: _Canvas, rows: list[Span], columns: list[Span], batch: int, progress: Progress | None) -> None:
     """Compute all tiles, in reading order."""
     done, total = 0, len(rows) * len(columns)
-    weight = next(itertools.chain(model.parameters(), model.buffers()), torch.empty(0))
+    weight = _weight(model)
     for row in rows:
         for group in _alike(columns, batch):
             # Pixels lie together in the picture, and so in memory here: kernels for processors are up to twice as fast on such maps.

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 from cnnkit.errors import ConfigError, InputError, UsageError
-from cnnkit_superres import tiling
+from cnnkit_superres import memory, tiling
+from cnnkit_superres.memory import PROBE, SHARE, bytes_per_pixel
 from cnnkit_superres.models._base import SuperResolver
 from cnnkit_superres.models.espcn import ESPCN
 from cnnkit_superres.receptive import reach
@@ -218,6 +219,43 @@ def test_smaller_tiles_when_memory_runs_out(error):
 def _refuse(model: Net, args: tuple[Tensor]) -> None:
     if args[0][:, 0].numel() > model.limit and not args[0].isnan().any():
         raise MemoryError
+
+
+def test_on_a_processor_tiles_are_chosen_before_memory_runs_out(monkeypatch):
+    """There, no error comes in time: the system ends the process."""
+    model = build("plain")
+    pixels = picture(300, 280, dtype=np.float32)
+    expected = whole(model, pixels).clip(0, 1)
+    model.windows.clear()
+    upscale(model, pixels)
+    assert model.windows[-1] == (300, 280)
+    # At least 8 + 12 maps in float32 at the end, and the result.
+    free = 20 * 4 * 120 * 120 + 2 * 2 * pixels.nbytes
+    monkeypatch.setattr("cnnkit_superres.memory.available", lambda: free / SHARE)
+    model.windows.clear()
+    tiled = upscale(model, pixels)
+    assert np.abs(tiled - expected).max() < 1e-5
+    sizes = [height * width for height, width in model.windows if (height, width) != (PROBE, PROBE)]
+    assert 0.4 * 120**2 < max(sizes) <= 120**2  # Spread evenly, so smaller than the largest that fits.
+    model.layers.append(Excite())
+    assert upscale(model, pixels).shape == tiled.shape, "an estimate refuses nothing"
+
+
+def test_bytes_per_pixel():
+    layers = nn.Sequential(nn.Conv2d(3, 10, 3, padding=1), nn.ReLU(), nn.Conv2d(10, 20, 1), nn.Conv2d(20, 3, 1))
+    assert bytes_per_pixel(layers.eval(), 3) == 4 * (10 + 20)  # What is not needed any more is not counted.
+    assert bytes_per_pixel(layers.double(), 3) == 8 * (10 + 20)
+
+
+def test_what_the_machine_and_its_control_group_have(tmp_path):
+    (tmp_path / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable:  3 kB\n")
+    assert memory._machine(tmp_path / "meminfo") == 3072
+    assert memory._machine(tmp_path / "none") == memory._group(tmp_path) == math.inf
+    for name, text in (("memory.max", "1000\n"), ("memory.current", "700\n"), ("memory.stat", "anon 1\ninactive_file 50\n")):
+        (tmp_path / name).write_text(text)
+    assert memory._group(tmp_path) == 350
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory._group(tmp_path) == math.inf
 
 
 def test_finished_rows_are_kept_when_memory_runs_out_later(monkeypatch):
