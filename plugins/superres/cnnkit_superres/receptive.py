@@ -32,8 +32,9 @@ from torch import Tensor, nn
 
 from cnnkit_superres.models._base import SuperResolver
 
-START, GROWTH, LIMIT = 128, 4, 1024
-"""Lengths of the probed strips, in pixels of the small picture. Halos beyond 500 pixels leave little to tile."""
+
+
+bounds the halos that are found: beyond 500 pixels little is left to tile."""
 STRIP = 8
 """Least width of the strips: what a network depends on along one axis is seen on a strip, and strips are quick."""
 PERIODS = sorted(range(1, 65), key=lambda period: (period // (period & -period), period))
@@ -62,7 +63,7 @@ def reach(model: SuperResolver) -> Reach | None:
     """Return halo and period of a network, or ``None`` if its tiles can never equal the whole picture.
 
     That is so for global pooling and global attention, for positions that are learned for the whole picture, for circular padding, and
-    beyond a halo of about ``LIMIT / 2`` pixels. The network is not changed and the global random state is not touched; the answer is
+    beyond a halo of about 500 pixels. The network is not changed and the global random state is not touched; the answer is
     remembered until the network is built differently.
 
     Args:
@@ -142,17 +143,14 @@ class _Probe:
         return (length - period) // 2 // period * period
 
     def grown(self, axis: int) -> int | None:
-        """Return how far a block of one size multiple is seen: the same on a strip and on a longer one, where there are taps far apart."""
-        length, before = self.length(max(START, 4 * self.across)), None
-        while True:
+        """Return how far a block of one size multiple is seen, on the first strip that shows the whole of it."""
+        for wanted in LENGTHS:
+            length = self.length(max(wanted, 4 * self.across))
             start = self.middle(length, self.multiple)
             extent = self.extent(axis, length, start, start + self.multiple)
-            longest = length >= LIMIT
-            if extent is not None and (extent == before or longest):
+            if extent is not None:
                 return max(extent)
-            if longest:
-                return None
-            length, before = self.length(min(GROWTH * length, max(LIMIT, length + 1))), extent
+        return None
 
     def extent(self, axis: int, length: int, start: int, stop: int) -> tuple[int, int] | None:
         """Return how far before and after the columns from ``start`` to ``stop`` the output depends on them, ``None`` if to the border."""
@@ -168,7 +166,7 @@ class _Probe:
         One column of the picture is no number: a network whose windows fall differently marks other columns, whatever its weights.
         """
         margin += period
-        length = self.length(max(4 * margin + 2 * self.across, START))
+        length = self.length(4 * margin + 2 * period + 2 * self.across)
         picture = self._picture(length, length // 2, length // 2 + 1)
         whole = self._run(axis, picture)
         away = margin * self.scale

@@ -77,7 +77,7 @@ def conv(kernel: int, dilation: int = 1, colours: int = 3, mode: str = "zeros") 
         ([nn.Upsample(scale_factor=2, mode="bicubic")], 2, 2),
         ([nn.Conv2d(3, 3, (1, 9), padding=(0, 4)), nn.Conv2d(3, 3, (3, 1), padding=(1, 0))], 1, 4),
         ([nn.MaxPool2d(3, 1, 1), nn.GELU(), nn.Hardtanh(0, 1), nn.PReLU(), nn.Softmax(1)], 1, 1),
-        ([conv(3, dilation=150)], 1, 150),  # Nothing of it on the first strip.
+        ([conv(3, dilation=150)], 1, 150),  # Nothing lies between the taps.
     ],
 )
 def test_the_radius_of_convolutions(layers, scale, radius):
@@ -134,7 +134,7 @@ def global_attention(x: Tensor) -> Tensor:
     ids=["excite", "attention", "fourier", "positions", "corner", "columns", "circular", "from the end", "no marks"],
 )
 def test_what_sees_the_whole_picture_has_no_radius(function, monkeypatch):
-    monkeypatch.setattr("cnnkit_superres.receptive.LIMIT", 128)
+    monkeypatch.setattr("cnnkit_superres.receptive.LENGTHS", (128,))
     model = Chain(conv(3), function)
     assert receptive_radius(model) is None
 
