@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 from cnnkit.plugin import get
-from cnnkit.testing import ModelContract, SmallModel
+from cnnkit.testing import ModelContract, SmallModel, TaskContract
 from torch import Tensor
 
 pytest.importorskip("cnnkit_superres")
@@ -41,3 +44,15 @@ class TestModels(ModelContract):
         batch, colours, *sides = outputs[0].shape
         assert (batch, colours) == (small.batch, small.in_chans)
         assert sides[0] / x.shape[2] == sides[1] / x.shape[3] in (2, 3, 4)
+
+
+class TestTask(TaskContract):
+    plugin = "superres"
+    config = {"network": {"name": "superres/span_x2", "args": {"channels": 8, "merged": True}}}
+
+    def example_input(self, folder: Path) -> Path:
+        from PIL import Image
+
+        path = folder / "photo.png"
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)).save(path)
+        return path

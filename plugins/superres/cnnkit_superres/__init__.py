@@ -200,12 +200,18 @@ PLUGIN = Plugin(
     run="cnnkit_superres.args:Run",
     requires=("kornia", "PIL", "scipy", "skimage", "tifffile"),
     checkpoint="weights/photo_x2.ckpt",
+    commands={"cost": "cnnkit_superres.commands:cost", "merge": "cnnkit_superres.commands:merge"},
     models={
         f"superres/{name}_x{scale}": entry.variant(figures, scale=scale)
         for name, (entry, scales) in NETWORKS.items()
         for scale, figures in scales.items()
     },
     parts={
+        "superres/dsclora": Entry(
+            "cnnkit_superres.dsclora:add_adapters",
+            paper="dsclora",
+            summary="Low-rank adapters on the convolutions of any network here, trained under a teacher and merged without a trace.",
+        ),
         "superres/samplingaug": Entry(
             "cnnkit_superres.sampling:InformativePatches",
             paper="samplingaug",

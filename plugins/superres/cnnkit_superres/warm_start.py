@@ -1,0 +1,36 @@
+"""Let a network with low-rank adapters start from the weights of one without: the way from ``--init`` to DSCLoRA."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from cnnkit.weights import Layout
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+_MARK = ".parametrizations.weight."
+
+
+def adopt_base(model: nn.Module) -> None:
+    """Give a network with adapters the layout of one without, in all layouts of its class; adapters keep their start at zero.
+
+    Args:
+        model: A network after :func:`cnnkit_superres.dsclora.add_adapters`; its attribute ``layouts`` is set.
+    """
+    known: tuple[Layout, ...] = tuple(getattr(type(model), "layouts", ()))
+    weights = {
+        f"{name}.weight": f"{name}{_MARK}original" for name, part in model.named_modules() if parametrize.is_parametrized(part, "weight")
+    }
+
+    def without_adapters(keys: Collection[str]) -> bool:
+        return not any(_MARK in key for key in keys)
+
+    def convert(state: dict[str, Tensor]) -> dict[str, Tensor]:
+        for layout in known:
+            if layout.matches and layout.convert and layout.matches(state.keys()):
+                state = layout.convert(state)
+                break
+        adapters = {key: value for key, value in model.state_dict().items() if _MARK in key and not key.endswith("original")}
+        return {**{weights.get(key, key): value for key, value in state.items()}, **adapters}
+
+    model.layouts = (Layout("a network without adapters", without_adapters, convert),)  # type: ignore[assignment]
