@@ -32,9 +32,9 @@ from torch import Tensor, nn
 
 from cnnkit_superres.models._base import SuperResolver
 
-
-
-bounds the halos that are found: beyond 500 pixels little is left to tile."""
+LENGTHS = (512, 1024)
+"""Lengths of the probed strips, in pixels of the small picture. The first shows taps that lie far apart, with nothing between them;
+the last bounds the halos that are found: beyond 500 pixels little is left to tile."""
 STRIP = 8
 """Least width of the strips: what a network depends on along one axis is seen on a strip, and strips are quick."""
 PERIODS = sorted(range(1, 65), key=lambda period: (period // (period & -period), period))
