@@ -15,13 +15,17 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("cnnkit_medseg")
-pytest.importorskip("lightning")
+for library in ("cnnkit_medseg", "cnnkit_superres", "spandrel", "lightning"):
+    pytest.importorskip(library)
 
 ROOT = Path(__file__).parents[1]
-READMES = ("README.md", "core/README.md", "plugins/medseg/README.md")
-SMALL = ["--set", "train.epochs=1", "--set", "data.steps_per_epoch=2", "--set", "data.batch_size=1", "--set", "data.workers=0"]
-SMALL += ["--set", "patch_size=[16,16,16]", "--set", "network.args={channels: [4, 8]}", "--set", "train.tensorboard=false"]
+READMES = ("README.md", "core/README.md", "plugins/medseg/README.md", "plugins/superres/README.md")
+SMALL = ["train.epochs=1", "data.steps_per_epoch=2", "data.batch_size=1", "data.workers=0", "train.tensorboard=false"]
+SMALLER = {
+    "medseg": ["patch_size=[16,16,16]", "network.args={channels: [4, 8]}"],
+    "superres": ["network.args.channels=8", "train.optimizer.warmup_steps=0"],
+}
+"""Settings that make a training of a test's size, for every plugin and for each."""
 
 
 def blocks(readme: str, language: str) -> list[str]:
@@ -73,15 +77,33 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     task = MedSeg(from_dict(MedSeg.Config, small))
     model = task.model()
     save_checkpoint(work / "model.ckpt", model.state_dict(), header_for(task, model, get("medseg"), {}))
+    make_pictures(work)
     for name in ("configs", "apps"):
         shutil.copytree(ROOT / name, work / name)
     return work
 
 
+def make_pictures(work: Path) -> None:
+    """Add the pictures, the data set and the foreign network of the README of superres."""
+    import numpy as np
+    import torch
+    from PIL import Image
+    from spandrel.architectures.ESRGAN import ESRGAN
+
+    y, x = np.mgrid[:48, :40]
+    for index, name in enumerate(("photo", "photos/one", "photos/two", "Set5/baby", "Set5/bird")):
+        path = work / f"{name}.png"
+        path.parent.mkdir(exist_ok=True)
+        waves = 128 + 100 * np.sin((x * (index + 1) + 2 * y)[..., None] / np.array([3.0, 5.0, 7.0]))
+        Image.fromarray(waves.astype(np.uint8)).save(path)
+    network = ESRGAN(num_filters=8, num_blocks=1)
+    torch.save({"params_ema": network.state_dict()}, work / "RealESRGAN_x4plus.pth")
+
+
 def shrunk(words: list[str]) -> list[str]:
     """Make a command small enough for a test, and start it with this Python."""
     if words[0] == "cnnkit" and words[1] == "train":
-        words = [*words, *SMALL]
+        words = [*words, *(word for setting in (*SMALL, *SMALLER[words[2]]) for word in ("--set", setting))]
     if words[0] == "cnnkit":
         return [sys.executable, "-c", "from cnnkit.cli import main; main()", *words[1:]]
     return [sys.executable, *words[1:]]
