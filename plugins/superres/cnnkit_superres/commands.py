@@ -38,8 +38,14 @@ def _network(word: str):  # type: ignore[no-untyped-def]
 
         return load(word, task="superres").model
     from cnnkit.backbones import create_model
+    from cnnkit.errors import UsageError
 
-    return create_model(word).eval()
+    from cnnkit_superres.models._base import SuperResolver
+
+    model = create_model(word).eval()
+    if not isinstance(model, SuperResolver):
+        raise UsageError(f"{word} does not enlarge pictures; type cnnkit list to see the networks of superres")
+    return model
 
 
 @click.command()

@@ -28,7 +28,7 @@ def write_comparison(path: Path, before: Picture, after: Picture, *, labels: tup
     """
     old, new = _rgb8(before), _rgb8(after)
     height, width = new.shape[:2]
-    side = max(8, min(height, width) // 8)
+    side = min(max(8, min(height, width) // 8), height, width)
     places = detailed_places(new, side, ZOOMS)
     cell = (WIDTH - MARGIN * (2 * ZOOMS + 1)) // (2 * ZOOMS)
     whole = Image.fromarray(new)
@@ -77,7 +77,7 @@ def _rgb8(picture: Picture) -> np.ndarray:
     """Return the picture as people see it, on white: ``(H, W, 3)`` uint8."""
     unit = picture.pixels.astype(np.float32) / picture.peak
     if picture.alpha is not None:
-        share = picture.alpha.astype(np.float32)[..., None] / picture.peak
+        share = np.clip(picture.alpha.astype(np.float32)[..., None] / picture.opaque, 0, 1)
         unit = unit * share + (1 - share)
     eight = np.rint(np.clip(unit, 0, 1) * 255).astype(np.uint8)
     return np.repeat(eight, 3, axis=2) if eight.shape[2] == 1 else eight

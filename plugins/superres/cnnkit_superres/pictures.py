@@ -101,6 +101,11 @@ class Picture:
         """Height and width."""
         return self.pixels.shape[0], self.pixels.shape[1]
 
+    @property
+    def opaque(self) -> float:
+        """The value of full opacity: 255, 65535, or 1 for float32, however bright the colours are."""
+        return _PEAKS.get(self.pixels.dtype, 1.0)
+
     def samples(self) -> NDArray[Any]:
         """Return colours and alpha as one array ``(H, W, 1 to 4)``."""
         return self.pixels if self.alpha is None else np.concatenate([self.pixels, self.alpha[:, :, None]], axis=2)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -48,8 +48,10 @@ class Settings:
 class Ensemble(SuperResolver):
     """The mean of a network's answers to the eight flips and turns of a picture, each brought back (Timofte et al., CVPR 2016).
 
+    The picture is extended to :attr:`size_multiple` before it is turned, so that tiles are divided alike in all eight.
+
     Args:
-        model: The network.
+        model: The network; what another project's network says of tiles and data types holds for the mean too.
 
     Shapes:
         As the network's.
@@ -58,6 +60,9 @@ class Ensemble(SuperResolver):
     def __init__(self, model: SuperResolver) -> None:
         super().__init__(scale=model.scale, in_chans=model.in_chans, size_multiple=model.size_multiple)
         self.model = model
+        for name in ("tiling", "minimum", "square", "dtypes"):
+            if hasattr(model, name):
+                setattr(self, name, getattr(model, name))
 
     def enlarge(self, x: Tensor) -> Tensor:
         """Return the mean of the eight."""
@@ -76,7 +81,7 @@ def enlarge(
     """Enlarge a picture by the network's scale.
 
     Args:
-        model: The network, in evaluation mode.
+        model: The network, in evaluation mode; or its :class:`Ensemble`, whose receptive field is then found once for many pictures.
         picture: Any depth, grey or RGB, with or without alpha.
         settings: Tiles, ensemble and transparency.
         progress: Told the tiles that are done and that there are.
@@ -88,14 +93,14 @@ def enlarge(
         ConfigError: If the settings do not suit the network.
     """
     settings = settings or Settings()
-    network: SuperResolver = Ensemble(model).eval() if settings.ensemble else model
+    network: SuperResolver = Ensemble(model).eval() if settings.ensemble and not isinstance(model, Ensemble) else model
 
     def run(pixels: np.ndarray, peak: float) -> np.ndarray:
         return upscale(
             network, pixels, peak=peak, tile=settings.tile, overlap=settings.overlap, approximate=settings.approximate, progress=progress
         )
 
-    if picture.alpha is None or bool((picture.alpha == picture.peak).all()):
+    if picture.alpha is None or bool((picture.alpha >= picture.opaque).all()):
         alpha = None if picture.alpha is None else _filled(picture.alpha, model.scale)
         return picture.replaced(_colours(run, model, picture.pixels, picture.peak), alpha)
     return _transparent(run, model, picture, bicubic=settings.alpha == "bicubic")
@@ -108,20 +113,28 @@ def _filled(alpha: np.ndarray, scale: int) -> np.ndarray:
 def _transparent(run: Callable[[np.ndarray, float], np.ndarray], model: SuperResolver, picture: Picture, *, bicubic: bool) -> Picture:
     """Enlarge colours multiplied by alpha, and alpha by itself; in float, for a dark product would lose its digits."""
     assert picture.alpha is not None
-    share = picture.alpha.astype(np.float32)[..., None] / picture.peak
+    share = np.clip(picture.alpha.astype(np.float32)[..., None] / picture.opaque, 0, 1)
     colours = _colours(run, model, picture.pixels.astype(np.float32) / picture.peak * share, 1.0)
     alpha = imresize(share, model.scale) if bicubic else _colours(run, model, share, 1.0)
-    alpha = np.clip(alpha, 0, 1)
+    alpha = np.clip(alpha, 0, 1) * np.float32(share.any())  # Of nothing a network may still make a little, by its biases.
     # Below half a step of 8 bits nothing is seen, and a quotient would be noise.
     seen = alpha > 0.5 / 255
     colours = np.where(seen, colours / np.where(seen, alpha, 1), 0)
-    return picture.replaced(_stored(colours, picture), _stored(alpha[..., 0], picture))
+    low = _lowest(picture.pixels)
+    return picture.replaced(
+        _stored(colours, picture.pixels.dtype, picture.peak, low), _stored(alpha[..., 0], picture.pixels.dtype, picture.opaque)
+    )
 
 
-def _stored(values: np.ndarray, picture: Picture) -> np.ndarray:
-    """Return values of [0, 1] in the type of the picture."""
-    values = np.clip(values, 0, 1) * picture.peak
-    return values.astype(picture.pixels.dtype) if picture.pixels.dtype.kind == "f" else np.rint(values).astype(picture.pixels.dtype)
+def _stored(unit: np.ndarray, dtype: np.dtype[Any], white: float, low: float = 0.0) -> np.ndarray:
+    """Return values of ``low`` to 1 in a type of pixels where 1 is ``white``."""
+    values = np.clip(unit, low, 1) * np.float32(white)
+    return values.astype(dtype) if dtype.kind == "f" else np.rint(values).astype(dtype)
+
+
+def _lowest(pixels: np.ndarray) -> float:
+    """Return where the result is cut off below: nowhere if the picture itself goes below black, as float files may."""
+    return -np.inf if pixels.dtype.kind == "f" and bool((pixels < 0).any()) else 0.0
 
 
 def _colours(run: Callable[[np.ndarray, float], np.ndarray], model: SuperResolver, pixels: np.ndarray, peak: float) -> np.ndarray:
@@ -144,9 +157,7 @@ def _by_luminance(run: Callable[[np.ndarray, float], np.ndarray], scale: int, pi
         planes = rgb_to_ycbcr(unit)
         chroma = imresize(planes[..., 1:], scale)
         out = ycbcr_to_rgb(np.concatenate([run(np.ascontiguousarray(planes[..., :1]), 1.0), chroma], axis=2))
-    if pixels.dtype.kind == "f":
-        return (out * peak).astype(pixels.dtype)
-    return np.rint(np.clip(out, 0, 1) * peak).astype(pixels.dtype)
+    return _stored(out, pixels.dtype, peak, _lowest(pixels))
 
 
 def bicubic(picture: Picture, scale: int) -> Picture:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,22 +11,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+import torch
 from cnnkit.backbones import create_model
 from cnnkit.checkpoint import read_state
 from cnnkit.engine.files import writable_folder
 from cnnkit.errors import CheckpointError, ConfigError
+from cnnkit.layers.fuse import fuse
 from torch import Tensor, nn
 
 from cnnkit_superres import args, config
 from cnnkit_superres.compare import write_comparison
-from cnnkit_superres.dsclora import Distillation, add_adapters
+from cnnkit_superres.dsclora import Distillation, add_adapters, merge_adapters
 from cnnkit_superres.evaluate import PictureMetric
 from cnnkit_superres.losses import SuperResolutionLoss
 from cnnkit_superres.models._base import SuperResolver
 from cnnkit_superres.pictures import Picture, Source, open_source
-from cnnkit_superres.predict import Settings, bicubic, enlarge
+from cnnkit_superres.predict import Ensemble, Settings, bicubic, enlarge
 from cnnkit_superres.resize import imresize
-from cnnkit_superres.warm_start import adopt_base
+from cnnkit_superres.warm_start import adopt_base, without_adapters
 
 if TYPE_CHECKING:
     from cnnkit.checkpoint import Header
@@ -75,6 +78,7 @@ class SuperRes:
     def __init__(self, cfg: config.Config) -> None:
         self.cfg = cfg
         self._counted: Cost | None = None
+        self._prepared: tuple[nn.Module, tuple[int | None, bool], SuperResolver] | None = None
 
     # The network.
 
@@ -90,7 +94,9 @@ class SuperRes:
                 raise ConfigError("superres/foreign is told by its weights; type --set network.args.file=WEIGHTS.pth")
             return self.model_from(read_state(network.args["file"]))
         model = create_model(network.name, **network.args)
-        return self._adapted(model) if self.cfg.adapters else model
+        if not isinstance(model, SuperResolver):
+            raise ConfigError(f"network.name={network.name} does not enlarge pictures; cnnkit list shows those of superres")
+        return self._adapted(model)
 
     def model_from(self, state: Mapping[str, Tensor]) -> nn.Module:
         """Build the network that weights belong to, filled with them: for :data:`config.FOREIGN`, whose weights alone tell what it is."""
@@ -98,7 +104,8 @@ class SuperRes:
             return self.model()
         from cnnkit_superres.foreign import recognise
 
-        return recognise(state)
+        self._shape = recognise(without_adapters(state))
+        return self._adapted(self._shape)
 
     @classmethod
     def recognise(cls, state: Mapping[str, Tensor], source: str) -> Mapping[str, Any]:
@@ -115,8 +122,7 @@ class SuperRes:
 
     def _adapted(self, model: nn.Module) -> nn.Module:
         cfg = self.cfg.adapters
-        assert cfg is not None
-        if cfg.rank:
+        if cfg is not None and cfg.rank:
             add_adapters(model, rank=cfg.rank, alpha=cfg.alpha, where=cfg.where or None, ranks=cfg.ranks)
             adopt_base(model)
         return model
@@ -128,10 +134,12 @@ class SuperRes:
 
     @cached_property
     def _shape(self) -> SuperResolver:
+        """The network without its weights; of another project's, the one that was built last."""
         from cnnkit.count import on_meta
 
         if self.cfg.network.name == config.FOREIGN:
-            return self.model()  # type: ignore[return-value]
+            self.model()
+            return self.__dict__["_shape"]
         with on_meta():
             return create_model(self.cfg.network.name, **self.cfg.network.args)  # type: ignore[return-value]
 
@@ -198,8 +206,8 @@ class SuperRes:
         assert isinstance(model, SuperResolver)
         run: args.Run | None = batch.get("run")
         settings = _settings(run)
-        if run is not None and run.scale is not None:
-            model.set_scale(run.scale)
+        if run is not None:
+            model = self._ready(model, run)
         source: Source | None = batch.get("source")
         if source is None or (source.frame_count == 1 and not source.is_animation):
             picture = Picture(batch["pixels"]) if source is None else next(iter(source.frames()))
@@ -210,12 +218,31 @@ class SuperRes:
             return [Prediction([enlarged], model.scale, source, seconds, cost)]
         return [Prediction((enlarge(model, frame, settings) for frame in source.frames()), model.scale, source)]
 
+    def _ready(self, model: SuperResolver, run: args.Run) -> SuperResolver:
+        """Return the network as it is run on files: with branches and adapters merged, at the scale that was asked for."""
+        how = (run.scale, run.ensemble)
+        if self._prepared is None or self._prepared[0] is not model or self._prepared[1] != how:
+            ready = self._merged(model)
+            if run.scale is not None:
+                ready.set_scale(run.scale)
+            self._prepared = (model, how, Ensemble(ready).eval() if run.ensemble else ready)
+        return self._prepared[2]
+
+    def _merged(self, model: SuperResolver) -> SuperResolver:
+        """Return a copy that is merged for inference; another project's network stays as its library built it."""
+        if self.cfg.network.name == config.FOREIGN:
+            return model
+        copied = copy.deepcopy(model).eval()
+        merge_adapters(copied)
+        place = next(copied.parameters())
+        return fuse(copied, torch.zeros(1, model.in_chans, 16, 16, device=place.device, dtype=place.dtype))  # type: ignore[return-value]
+
     def _cost(self, model: SuperResolver) -> Cost:
-        """Return what the network costs, counted once."""
+        """Return what the network costs, merged as it is run, counted once."""
         from cnnkit_superres.cost import cost
 
         if self._counted is None:
-            self._counted = cost(model)
+            self._counted = cost(self._merged(model))
         return self._counted
 
     def read(self, run: RunOptions) -> Iterable[Batch]:
@@ -253,7 +280,8 @@ class SuperRes:
         from cnnkit_superres.example import write_small
 
         writable_folder(run.output)
-        small, reference = write_small(run.output, self.scale)
+        assert isinstance(run, args.Run)
+        small, reference = write_small(run.output, run.scale or self.scale)
         yield {"name": "example", "source": open_source(small), "reference": reference, "run": run}
 
     def summarise(self, predictions: Sequence[Prediction], batch: Batch, run: RunOptions) -> dict[str, Any]:

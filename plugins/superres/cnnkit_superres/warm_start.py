@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from cnnkit.weights import Layout
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ def adopt_base(model: nn.Module) -> None:
         f"{name}.weight": f"{name}{_MARK}original" for name, part in model.named_modules() if parametrize.is_parametrized(part, "weight")
     }
 
-    def without_adapters(keys: Collection[str]) -> bool:
+    def has_none(keys: Collection[str]) -> bool:
         return not any(_MARK in key for key in keys)
 
     def convert(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -33,4 +33,14 @@ def adopt_base(model: nn.Module) -> None:
         adapters = {key: value for key, value in model.state_dict().items() if _MARK in key and not key.endswith("original")}
         return {**{weights.get(key, key): value for key, value in state.items()}, **adapters}
 
-    model.layouts = (Layout("a network without adapters", without_adapters, convert),)  # type: ignore[assignment]
+    model.layouts = (Layout("a network without adapters", has_none, convert),)  # type: ignore[assignment]
+
+
+def without_adapters(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights of the network that adapters were put on, under the network's own keys.
+
+    Args:
+        state: Weights with adapters or without.
+    """
+    original = f"{_MARK}original"
+    return {key.replace(original, ".weight"): value for key, value in state.items() if _MARK not in key or key.endswith(original)}

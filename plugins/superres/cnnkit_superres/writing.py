@@ -141,7 +141,7 @@ def _fitted(picture: Picture, source: Source, bits: int) -> Picture:
     ):  # A network of three channels made it of a grey picture.
         pixels = pixels.astype(np.float32) @ np.array([[0.299], [0.587], [0.114]], np.float32)
         pixels = pixels if picture.pixels.dtype == np.float32 else np.rint(pixels).astype(picture.pixels.dtype)
-    alpha = None if picture.alpha is None else _with_bits(picture.alpha, picture.peak, bits)
+    alpha = None if picture.alpha is None else _with_bits(picture.alpha, picture.opaque, bits)
     return Picture(_with_bits(pixels, picture.peak, bits), alpha)
 
 
