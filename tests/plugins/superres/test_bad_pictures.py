@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import tifffile
 from cnnkit.errors import InputError, InputWarning
-from cnnkit_superres.pictures import Picture, open_source
+from cnnkit_superres.pictures import open_source
 from cnnkit_superres.raster import webp_size
+from drawn_pictures import discs, only, smooth
 from PIL import Image
 
 RNG = np.random.default_rng(3)
@@ -22,30 +23,6 @@ RNG = np.random.default_rng(3)
 
 def noise(*shape: int, dtype: type = np.uint8) -> np.ndarray:
     return RNG.integers(0, np.iinfo(dtype).max + 1, shape).astype(dtype)
-
-
-def smooth(height: int, width: int) -> np.ndarray:
-    """RGB that lossy formats keep within a few levels."""
-    y, x = np.mgrid[:height, :width]
-    return np.stack(
-        [x * 255 // max(width - 1, 1), y * 255 // max(height - 1, 1), (x + y) * 255 // max(width + height - 2, 1)], axis=2
-    ).astype(np.uint8)
-
-
-def only(path: Path, **options) -> Picture:
-    (picture,) = open_source(path, **options).frames()
-    return picture
-
-
-def discs(count: int = 4, size: int = 24) -> list[Image.Image]:
-    """Transparent frames with an opaque disc that moves."""
-    frames = []
-    y, x = np.mgrid[:size, :size]
-    for index in range(count):
-        frame = np.zeros((size, size, 4), np.uint8)
-        frame[(y - 8) ** 2 + (x - 6 - 4 * index) ** 2 < 20] = (200, 40 * index, 30, 255)
-        frames.append(Image.fromarray(frame))
-    return frames
 
 
 def accepted(path: Path) -> bytes:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from cnnkit.errors import InputError, InputWarning, UsageError
 from cnnkit_superres.pictures import SUFFIXES, Picture, open_source
+from drawn_pictures import enlarge, twice
 
 av = pytest.importorskip("av")
 
@@ -70,15 +71,6 @@ def clip(
                 out.mux(audio.encode(block))
             out.mux(audio.encode(None))
     return path
-
-
-def twice(picture: Picture) -> Picture:
-    return picture.replaced(picture.pixels.repeat(2, axis=0).repeat(2, axis=1))
-
-
-def enlarge(path: Path, out: Path, **options) -> Path:
-    source = open_source(path)
-    return source.write(out, map(twice, source.frames()), **options)
 
 
 def sound_of(path: Path) -> list[bytes]:

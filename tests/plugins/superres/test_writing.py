@@ -16,6 +16,7 @@ from cnnkit_superres.metadata import icc_channels, read_exif, resized_exif
 from cnnkit_superres.pictures import Picture, open_source
 from cnnkit_superres.png import write_png
 from cnnkit_superres.writing import output_path
+from drawn_pictures import enlarge, smooth, twice
 from PIL import Image, ImageCms, PngImagePlugin
 
 RNG = np.random.default_rng(11)
@@ -23,25 +24,6 @@ RNG = np.random.default_rng(11)
 
 def noise(*shape: int, dtype: type = np.uint8) -> np.ndarray:
     return RNG.integers(0, np.iinfo(dtype).max + 1, shape).astype(dtype)
-
-
-def smooth(height: int = 24, width: int = 32) -> np.ndarray:
-    y, x = np.mgrid[:height, :width]
-    return np.stack([x * 255 // (width - 1), y * 255 // (height - 1), (x + y) * 255 // (width + height - 2)], axis=2).astype(np.uint8)
-
-
-def twice(picture: Picture) -> Picture:
-    """What stands for a network here: every pixel four times."""
-
-    def grow(values: np.ndarray) -> np.ndarray:
-        return values.repeat(2, axis=0).repeat(2, axis=1)
-
-    return picture.replaced(grow(picture.pixels), None if picture.alpha is None else grow(picture.alpha))
-
-
-def enlarge(path: Path, out: Path, **options) -> Path:
-    source = open_source(path)
-    return source.write(out, map(twice, source.frames()), **options)
 
 
 @lru_cache  # A new one holds the time it was made.

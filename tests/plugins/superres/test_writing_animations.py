@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import weakref
-from pathlib import Path
 
 import numpy as np
 import pytest
 from cnnkit.errors import UsageError
 from cnnkit_superres.gif import indexed
-from cnnkit_superres.pictures import Picture, open_source
+from cnnkit_superres.pictures import open_source
+from drawn_pictures import discs, enlarge, smooth, twice
 from PIL import Image
 
 RNG = np.random.default_rng(11)
@@ -17,35 +17,6 @@ RNG = np.random.default_rng(11)
 
 def noise(*shape: int, dtype: type = np.uint8) -> np.ndarray:
     return RNG.integers(0, np.iinfo(dtype).max + 1, shape).astype(dtype)
-
-
-def smooth(height: int = 24, width: int = 32) -> np.ndarray:
-    y, x = np.mgrid[:height, :width]
-    return np.stack([x * 255 // (width - 1), y * 255 // (height - 1), (x + y) * 255 // (width + height - 2)], axis=2).astype(np.uint8)
-
-
-def twice(picture: Picture) -> Picture:
-    """What stands for a network here: every pixel four times."""
-
-    def grow(values: np.ndarray) -> np.ndarray:
-        return values.repeat(2, axis=0).repeat(2, axis=1)
-
-    return picture.replaced(grow(picture.pixels), None if picture.alpha is None else grow(picture.alpha))
-
-
-def enlarge(path: Path, out: Path, **options) -> Path:
-    source = open_source(path)
-    return source.write(out, map(twice, source.frames()), **options)
-
-
-def discs(count: int = 4, size: int = 24) -> list[Image.Image]:
-    frames = []
-    y, x = np.mgrid[:size, :size]
-    for index in range(count):
-        frame = np.zeros((size, size, 4), np.uint8)
-        frame[(y - 8) ** 2 + (x - 6 - 4 * index) ** 2 < 20] = (200, 40 * index, 30, 255)
-        frames.append(Image.fromarray(frame))
-    return frames
 
 
 SAVE = {"gif": {"disposal": 2}, "webp": {"lossless": True}, "png": {"disposal": 1}}
