@@ -118,6 +118,9 @@ def merge_adapters(model: nn.Module) -> int:
     """
     adapted = _adapted(model)
     for conv in adapted.values():
+        # A copy shares its class with the original, and the class loses its ``weight``: so each convolution gets one of its own.
+        kind = type(conv)
+        conv.__class__ = type(kind.__name__, kind.__bases__, dict(vars(kind)))
         parametrize.remove_parametrizations(conv, "weight", leave_parametrized=True)
         if conv.bias is not None:  # Behind the weight again: the order of parameters is part of an optimizer's state.
             bias = conv.bias

@@ -26,9 +26,9 @@ def find_network(state: Mapping[str, Tensor]) -> str | None:
     shapes = {key: value.to("meta") for key, value in state.items()}
     names = sorted(get("superres").models)
     same = _shapes(shapes)
-    own = next((name for name in names if _shapes(_empty(name).state_dict()) == same), None)
+    own = next((name for name in names if _own(name) == same), None)
     first = own or next((name for name in names if _fits(name, shapes)), None)
-    if first is None or len(_empty(first).scales) > 1:  # type: ignore[arg-type]
+    if first is None or len(empty_network(first).scales) > 1:  # type: ignore[arg-type]
         return first
     family = first.rpartition("_x")[0]
     others = [name for name in names if name != first and name.rpartition("_x")[0] == family and _fits(name, shapes)]
@@ -46,17 +46,22 @@ def _fits(name: str, shapes: Mapping[str, Tensor]) -> bool:
     """Tell whether weights of these shapes load into a network, in any layout that it understands."""
     try:
         with on_meta():
-            load_weights(_empty(name), shapes)
+            load_weights(empty_network(name), shapes)
     except (CheckpointError, RuntimeError, KeyError):  # A layout's conversion may read what a foreign file lacks.
         return False
     return True
 
 
 @cache
-def _empty(name: str) -> nn.Module:
-    """Return a network without values."""
+def empty_network(name: str) -> nn.Module:
+    """Return a registered network without values, built once."""
     with on_meta():
         return create_model(name)
+
+
+@cache
+def _own(name: str) -> frozenset[tuple[str, tuple[int, ...]]]:
+    return _shapes(empty_network(name).state_dict())
 
 
 def _shapes(state: Mapping[str, Tensor]) -> frozenset[tuple[str, tuple[int, ...]]]:
