@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from cnnkit.errors import UsageError
 from cnnkit.options import RunOptions, option
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif")
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".avif")
 VIDEOS = (".mp4", ".mov", ".mkv", ".webm", ".avi")
 FORMATS = ("same", "png", "jpg", "webp", "tif")
 BUILTIN = {2: "weights/photo_x2.ckpt", 4: "weights/photo_x4.ckpt"}

@@ -42,7 +42,8 @@ def write_comparison(path: Path, before: Picture, after: Picture, *, labels: tup
     for number, (y, x) in enumerate(places):
         corner = (left + x * ratio, MARGIN + y * ratio)
         draw.rectangle((*corner, corner[0] + side * ratio, corner[1] + side * ratio), outline=LINE, width=2)
-        draw.text((corner[0] + 4, corner[1] + 2), str(number + 1), fill=LINE, font=font)
+        draw.rectangle((*corner, corner[0] + 14, corner[1] + 18), fill=LINE)
+        draw.text((corner[0] + 4, corner[1]), str(number + 1), fill=PAPER, font=font)
         for column, (pixels, label) in enumerate(zip((old, new), labels, strict=True)):
             zoom = Image.fromarray(pixels[y : y + side, x : x + side]).resize((cell, cell), Image.Resampling.NEAREST)
             place = (MARGIN + (2 * number + column) * (cell + MARGIN), whole.height + 2 * MARGIN)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from pathlib import Path
 
-import cnnkit_superres
 import numpy as np
 import pytest
 import torch
@@ -248,11 +246,7 @@ def test_a_bomb_is_refused_and_may_be_allowed(small, folder, tmp_path):
 
 # The built-in networks.
 
-WEIGHTS = Path(cnnkit_superres.__file__).parent / "weights"
-built_in = pytest.mark.skipif(not (WEIGHTS / "photo_x4.ckpt").exists(), reason="the built-in weights are being trained")
 
-
-@built_in
 @pytest.mark.parametrize("scale", [2, 4])
 @pytest.mark.parametrize("name", HELD_OUT)
 def test_built_in_networks_beat_bicubic_on_photographs_they_never_saw(name, scale):
@@ -268,7 +262,6 @@ def test_built_in_networks_beat_bicubic_on_photographs_they_never_saw(name, scal
     assert ours > psnr(imresize(low, scale), large, crop=scale)
 
 
-@built_in
 @pytest.mark.parametrize("scale", [2, 4])
 def test_the_example_prints_both(scale, tmp_path):
     words = ["run", "superres", "--example", "--scale", str(scale), "-o", str(tmp_path), "--device", "cpu"]

@@ -65,6 +65,8 @@ def test_the_drawing_shows_the_whole_and_pairs_of_zooms(tmp_path):
     assert after.std() > 30
     outline = (sheet[top : top + 160, left : left + 240] == (235, 90, 40)).all(2)
     assert outline.sum() > 3 * 4 * 15
+    number = sheet[top + 60 : top + 79, left + 100 : left + 115]
+    assert (number == 255).all(2).any()  # White on the corner of its square, whatever the picture's colours are.
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 2), (6, 4000), (400, 2), (9, 30)])
