@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,7 +16,7 @@ import torch
 from cnnkit.backbones import create_model
 from cnnkit.checkpoint import read_state
 from cnnkit.engine.files import writable_folder
-from cnnkit.errors import CheckpointError, ConfigError
+from cnnkit.errors import CheckpointError, ConfigError, InputWarning
 from cnnkit.layers.fuse import fuse
 from torch import Tensor, nn
 
@@ -262,7 +263,9 @@ class SuperRes:
             first: list[Picture] = []
             files.append(source.write(path, _keep_first(prediction.frames, first), format=run.format, quality=run.quality))
             if run.compare:
-                before = bicubic(next(iter(source.frames())), prediction.scale)
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", InputWarning)  # What is odd about the file was said when it was read first.
+                    before = bicubic(next(iter(source.frames())), prediction.scale)
                 files.append(write_comparison(run.output / f"{run.name}_x{prediction.scale}_compare.png", before, first[0]))
         return files
 

@@ -325,7 +325,7 @@ class _Canvas:
 
     def window(self, row: Span, column: Span, like: Tensor) -> Tensor:
         """Return ``(h, w, C)`` in [0, 1] with the type and on the device of ``like``."""
-        part = np.require(self.pixels[row.first : row.last, column.first : column.last], requirements="CW")
+        part = np.require(self.pixels[row.first : row.last, column.first : column.last], requirements=["C", "W"])
         if part.dtype == np.uint16:
             part = part.astype(np.float32)  # Few operations know the type, and not on every device.
         values = torch.from_numpy(part).to(like.device).to(torch.promote_types(like.dtype, torch.float32))

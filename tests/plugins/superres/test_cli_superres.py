@@ -142,6 +142,13 @@ def test_comparison_and_format(small, folder, tmp_path, capsys):
     assert "animation" in items["film"]["error"] and items["film"]["status"] == "error"
 
 
+def test_a_comparison_says_nothing_twice(small, tmp_path):
+    Image.new("CMYK", (9, 8)).save(tmp_path / "print.jpg")
+    report = api.run("superres", tmp_path / "print.jpg", output=tmp_path, checkpoint=small, device="cpu", progress=False, compare=True)
+    (item,) = report.items
+    assert len(item.outputs) == 2 and len(item.warnings) == 1 and "CMYK" in item.warnings[0]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
