@@ -15,10 +15,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader, Sampler
 
 
 def process() -> tuple[int, int]:
@@ -96,3 +97,34 @@ class EpochSampler(Sampler[int]):
     def __len__(self) -> int:
         rank, world = process()
         return -(-self.samples // world) if self.even else len(range(rank, self.samples, world))
+
+
+class EpochLoader:
+    """The batches of one epoch after another, for this process, from a dataset whose items depend on their position alone.
+
+    Args:
+        dataset: Answers the positions that the sampler yields.
+        sampler: Yields the positions of each batch; has ``set_epoch``.
+        workers: Processes that load; 0 for the training process itself.
+    """
+
+    def __init__(self, dataset: Any, sampler: Any, *, workers: int = 0) -> None:
+        self.dataset, self.sampler = dataset, sampler
+        self._loader = DataLoader(
+            dataset,
+            batch_sampler=sampler,
+            num_workers=workers,
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=workers > 0,
+            generator=torch.Generator(),  # Otherwise each epoch draws from the generator of dropout.
+        )
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch (from 0) that the next iteration yields."""
+        self.sampler.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._loader)
+
+    def __len__(self) -> int:
+        return len(self.sampler)

@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from cnnkit.engine.sampling import item_rng, process
+from cnnkit.engine.sampling import EpochLoader, item_rng, process
 from cnnkit.errors import ConfigError
 from numpy.random import Generator
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset, Sampler
 
 from cnnkit_medseg.augment import augment_intensity, draw_warp, mirror
 from cnnkit_medseg.cache import CachedCase, check_pair, fingerprint, known_labels, prepare_cases
@@ -150,7 +150,7 @@ class PatchDataset(Dataset[dict[str, Tensor]]):
         return places[int(rng.integers(len(places)))] if len(places) else None
 
 
-class PatchLoader:
+class PatchLoader(EpochLoader):
     """The batches of one epoch after another, for this process.
 
     ``data.batch_size`` is the batch of all processes together; its last ``round(batch_size * foreground)`` patches must show
@@ -162,26 +162,8 @@ class PatchLoader:
     """
 
     def __init__(self, dataset: PatchDataset, cfg: Config) -> None:
-        self.dataset = dataset
-        self.sampler = PositionSampler(cfg.data.batch_size, cfg.data.steps_per_epoch, cfg.data.foreground)
-        self._loader = DataLoader(
-            dataset,
-            batch_sampler=self.sampler,
-            num_workers=cfg.data.workers,
-            pin_memory=torch.cuda.is_available(),
-            persistent_workers=cfg.data.workers > 0,
-            generator=torch.Generator(),  # Otherwise each epoch draws from the generator of dropout.
-        )
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch (from 0) that the next iteration yields."""
-        self.sampler.set_epoch(epoch)
-
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        return iter(self._loader)
-
-    def __len__(self) -> int:
-        return len(self.sampler)
+        sampler = PositionSampler(cfg.data.batch_size, cfg.data.steps_per_epoch, cfg.data.foreground)
+        super().__init__(dataset, sampler, workers=cfg.data.workers)
 
 
 class PositionSampler(Sampler[list[Position]]):

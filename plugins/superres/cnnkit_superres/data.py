@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from cnnkit.engine.sampling import EpochSampler, item_rng, process
+from cnnkit.engine.sampling import EpochLoader, EpochSampler, item_rng, process
 from cnnkit.errors import ConfigError, InputError
 from numpy.random import Generator
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset, Sampler
 
 from cnnkit_superres.cache import PictureCache, Pixels, read_pair, source
 from cnnkit_superres.colour import luminance
@@ -196,7 +196,7 @@ class PatchSampler(Sampler[list[Position]]):
         return self.steps
 
 
-class PatchLoader:
+class PatchLoader(EpochLoader):
     """The batches of one epoch after another, for this process: ``{"lr": (B, C, p, p), "hr": (B, C, s p, s p)}``.
 
     Process ``r`` of ``w`` takes the patches ``r, r + w, ...`` of each batch.
@@ -207,26 +207,8 @@ class PatchLoader:
     """
 
     def __init__(self, dataset: PatchDataset, data: DataConfig) -> None:
-        self.dataset = dataset
-        self.sampler = PatchSampler(len(dataset), batch_size=data.batch_size, steps=data.steps_per_epoch, seed=dataset.seed)
-        self._loader = DataLoader(
-            dataset,
-            batch_sampler=self.sampler,
-            num_workers=data.workers,
-            pin_memory=torch.cuda.is_available(),
-            persistent_workers=data.workers > 0,
-            generator=torch.Generator(),  # Otherwise each epoch draws from the generator of dropout.
-        )
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch (from 0) that the next iteration yields."""
-        self.sampler.set_epoch(epoch)
-
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        return iter(self._loader)
-
-    def __len__(self) -> int:
-        return len(self.sampler)
+        sampler = PatchSampler(len(dataset), batch_size=data.batch_size, steps=data.steps_per_epoch, seed=dataset.seed)
+        super().__init__(dataset, sampler, workers=data.workers)
 
 
 class EvalPictures:

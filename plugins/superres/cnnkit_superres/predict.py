@@ -16,14 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cnnkit_superres.colour import rgb_to_ycbcr, ycbcr_to_rgb
+from cnnkit_superres.colour import OFFSETS, YCBCR, rgb_to_ycbcr, ycbcr_to_rgb
 from cnnkit_superres.models._base import LUMINANCE, SuperResolver
 from cnnkit_superres.pictures import Picture
 from cnnkit_superres.resize import imresize
 from cnnkit_superres.tiling import upscale
 
 # MATLAB's Y of black and of the range from black to white, in units of 255.
-Y_BLACK, Y_RANGE = 16 / 255, 219 / 255
+Y_BLACK, Y_RANGE = float(OFFSETS[0]) / 255, float(YCBCR[0].sum()) / 255
 
 
 @dataclass(frozen=True)
