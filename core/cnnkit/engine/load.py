@@ -79,11 +79,13 @@ def _foreign(plugin: Plugin | None, path: Path, config: Path | None) -> tuple[He
     """Return a header for weights that carry none, with a configuration if the task recognises them, and the weights if they were read."""
     if plugin is not None and config is not None:
         return Header(task=plugin.name), None
-    recognises = None if plugin is None else getattr(plugin.load_task(), "recognise", None)
-    if plugin is None or recognises is None:
+    from cnnkit.task import Recognises
+
+    kind = None if plugin is None else plugin.load_task()
+    if plugin is None or not isinstance(kind, Recognises):
         return read_header(path), None  # Raises, saying what the file is and what it lacks.
     state = read_state(path)
-    return Header(task=plugin.name, config=dict(recognises(state, str(path)))), state
+    return Header(task=plugin.name, config=dict(kind.recognise(state, str(path)))), state
 
 
 def build_config(kind: type, stored: Mapping[str, Any], source: Path, config: Path | None, overrides: Sequence[str]) -> Any:
