@@ -25,6 +25,7 @@ API = 1
 GROUP = "cnnkit.plugins"
 
 KNOWN = {
+    "audio": "Hear what sounds when, tell speakers apart, code speech, model effects, recognise distant words.",
     "medseg": "Segment organs, tissues and lesions in CT and MR volumes.",
     "superres": "Enlarge pictures and videos by two, three or four, in seamless tiles.",
 }

@@ -1,0 +1,59 @@
+"""Where recordings come from and what training does to them. Standard library only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Recordings, by the layout of a public data set.
+
+    Args:
+        folder: Root of the data set.
+        layout: ``"esc50"`` (meta/esc50.csv, audio/), ``"urbansound8k"`` (metadata/UrbanSound8K.csv, audio/foldN/), ``"audioset"`` (a csv
+            or json of files and labels), ``"speech_commands"`` (a folder per word) or ``"synthetic"`` (sounds that are made on the spot).
+        fold: Fold that is held out, for layouts with folds.
+        seconds: Length of a training crop; the network's window by default.
+        batch_size: Clips per step, over all processes.
+        samples_per_epoch: Clips per epoch; all by default.
+        balanced: Draw clips so that each label comes as often.
+        workers: Processes that load.
+    """
+
+    folder: str = ""
+    layout: Literal["esc50", "urbansound8k", "audioset", "speech_commands", "synthetic"] = "synthetic"
+    fold: int = 1
+    seconds: float | None = None
+    batch_size: int = 32
+    samples_per_epoch: int | None = None
+    balanced: bool = False
+    workers: int = 0
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """What training does to clips; each is off at zero.
+
+    Args:
+        mix: ``"mixup"`` (labels mixed by the same share as amplitudes), ``"between_class"`` (share corrected for loudness) or ``"none"``.
+        mix_alpha: Both parameters of the Beta distribution of mixup.
+        gain_db: Largest random gain in decibels, up or down.
+        roll: Shift the clip in a circle by a random amount.
+        noise_db: Least signal-to-noise ratio of added white noise; none if absent.
+        reverb: Share of clips that a random room's decaying noise is convolved with.
+        freq_mask: Largest number of bands that SpecAugment hides.
+        time_mask: Largest number of frames that SpecAugment hides.
+        speed: Largest relative change of speed (and pitch).
+    """
+
+    mix: Literal["none", "mixup", "between_class"] = "none"
+    mix_alpha: float = 0.2
+    gain_db: float = 0.0
+    roll: bool = False
+    noise_db: float | None = None
+    reverb: float = 0.0
+    freq_mask: int = 0
+    time_mask: int = 0
+    speed: float = 0.0

@@ -1,0 +1,1 @@
+"""What is heard when: the job of the networks that tag sounds."""

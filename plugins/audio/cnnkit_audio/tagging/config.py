@@ -1,0 +1,34 @@
+"""What a tagging experiment is made of. Standard library only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from cnnkit_audio.data_config import AugmentConfig, DataConfig
+
+SYNTHETIC = ("tone", "chirp", "am_fm", "clicks", "noise", "plucked_string", "speech", "siren", "rain", "engine")
+
+
+@dataclass(frozen=True)
+class TaggingConfig:
+    """Tags, data and losses.
+
+    Args:
+        labels: Names of the sounds in the order of the network's outputs.
+        multilabel: Whether several sounds may be heard at once (sigmoid and binary cross-entropy; else softmax and cross-entropy).
+        data: Recordings to train and to measure on.
+        augment: What is done to them in training.
+        label_smoothing: Share of the target that is spread over all labels (for single labels).
+    """
+
+    labels: tuple[str, ...] = SYNTHETIC
+    multilabel: bool = False
+    data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    label_smoothing: float = 0.0
+
+    @property
+    def scores(self) -> Literal["sigmoid", "softmax"]:
+        """How logits become confidences."""
+        return "sigmoid" if self.multilabel else "softmax"
