@@ -14,7 +14,7 @@ PATH = click.Path(path_type=Path)  # type: ignore[type-var]
 @click.option("--output-size", default="1280x720", show_default=True, metavar="WxH", help="Size of the enlarged picture.")
 @click.option("--measure", is_flag=True, help="Run each network once and show time and memory too.")
 def cost(networks: tuple[str, ...], output_size: str, measure: bool) -> None:
-    """Print what networks cost: parameters, multiply-adds, activations, convolutions.
+    """Print what networks cost, merged as they infer: parameters, multiply-adds, activations, convolutions.
 
     NAME is a registered network (superres/imdn_x4), FILE a checkpoint or weights that are recognised.
     """

@@ -13,6 +13,7 @@ from cnnkit.errors import ConfigError
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from cnnkit_superres.merging import fold_branches, merged
 from cnnkit_superres.models._base import SuperResolver
 
 OUTPUT = (720, 1280)
@@ -70,11 +71,12 @@ class Cost:
 def cost(model: SuperResolver, output: tuple[int, int] = OUTPUT, *, measure: bool = False) -> Cost:
     """Count what a network costs for a picture of a given enlarged size.
 
-    Nothing is computed for the counts: they are taken on a copy without values. A side that the factor does not divide is rounded
-    up: 1280 x 720 by 3 is counted for 427 x 240.
+    Branches and adapters that serve training alone are merged, as papers count (:func:`cnnkit_superres.merging.fold_branches`); what is
+    measured is the network as it infers (:func:`cnnkit_superres.merging.merged`). Nothing is computed for the counts: they are taken on
+    a copy without values. A side that the factor does not divide is rounded up: 1280 x 720 by 3 is counted for 427 x 240.
 
     Args:
-        model: The network, at the factor that it is set to; merge it first if it is to be counted as it runs.
+        model: The network, at the factor that it is set to; it stays as it is.
         output: Height and width of the enlarged picture.
         measure: Also run it on the device where it is, in evaluation mode: the fastest of three pictures after one to warm up.
 
@@ -86,12 +88,13 @@ def cost(model: SuperResolver, output: tuple[int, int] = OUTPUT, *, measure: boo
     size = (-(-output[0] // model.scale), -(-output[1] // model.scale))
     shape = (1, model.in_chans, *size)
     empty = _without_values(model)
+    fold_branches(empty)
     with torch.no_grad(), _Convolutions() as counter:
         empty(torch.empty(shape, device="meta", dtype=next(empty.parameters()).dtype))
     seconds, memory, device = _measure(model, shape) if measure else (None, None, "")
     enlarged = (size[0] * model.scale, size[1] * model.scale)
     macs = count_macs(empty, shape)
-    return Cost(size, enlarged, count_params(model), macs, counter.activations, counter.convs, seconds, memory, device)
+    return Cost(size, enlarged, count_params(empty), macs, counter.activations, counter.convs, seconds, memory, device)
 
 
 class _Convolutions(TorchDispatchMode):
@@ -109,7 +112,7 @@ class _Convolutions(TorchDispatchMode):
         return out
 
 
-def _without_values(model: nn.Module) -> nn.Module:
+def _without_values(model: SuperResolver) -> SuperResolver:
     """Return a copy in evaluation mode whose parameters and buffers take no memory; the model stays as it is."""
     known: dict[int, Any] = {}
     for parameter in model.parameters():
@@ -119,21 +122,21 @@ def _without_values(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, known).eval()
 
 
-def _measure(model: nn.Module, shape: tuple[int, ...]) -> tuple[float, int | None, str]:
+def _measure(model: SuperResolver, shape: tuple[int, ...]) -> tuple[float, int | None, str]:
     some: Tensor = next(model.parameters())
     if some.is_meta:
         raise ConfigError("a network without values (on the meta device) cannot be measured; create it on a real device")
     modes = {module: module.training for module in model.modules()}
+    ready = merged(model).eval()
     x = torch.rand(shape, device=some.device, dtype=some.dtype)
     on_gpu = some.device.type == "cuda"
-    model.eval()
     try:
         with torch.no_grad():
-            model(x)
+            ready(x)
             before = _start_of_memory(some.device) if on_gpu else 0
-            seconds = min(_seconds(model, x) for _ in range(_RUNS))
+            seconds = min(_seconds(ready, x) for _ in range(_RUNS))
     finally:
-        for module, mode in modes.items():
+        for module, mode in modes.items():  # Another project's network is not copied.
             module.training = mode
     memory = torch.cuda.max_memory_allocated(some.device) - before if on_gpu else None
     return seconds, memory, torch.cuda.get_device_name(some.device) if on_gpu else str(some.device)

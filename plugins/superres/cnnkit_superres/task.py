@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,19 +11,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import torch
 from cnnkit.backbones import create_model
 from cnnkit.checkpoint import read_state
 from cnnkit.engine.files import writable_folder
 from cnnkit.errors import CheckpointError, ConfigError, InputWarning
-from cnnkit.layers.fuse import fuse
 from torch import Tensor, nn
 
 from cnnkit_superres import args, config
 from cnnkit_superres.compare import write_comparison
-from cnnkit_superres.dsclora import Distillation, add_adapters, merge_adapters
+from cnnkit_superres.dsclora import Distillation, add_adapters
 from cnnkit_superres.evaluate import PictureMetric
 from cnnkit_superres.losses import SuperResolutionLoss
+from cnnkit_superres.merging import MergedCopy, merged
 from cnnkit_superres.models._base import SuperResolver
 from cnnkit_superres.pictures import Picture, Source, open_source
 from cnnkit_superres.predict import Ensemble, Settings, bicubic, enlarge
@@ -79,6 +77,7 @@ class SuperRes:
     def __init__(self, cfg: config.Config) -> None:
         self.cfg = cfg
         self._counted: Cost | None = None
+        self._measured = MergedCopy()
         self._prepared: tuple[nn.Module, tuple[int | None, bool], SuperResolver] | None = None
 
     # The network.
@@ -207,43 +206,33 @@ class SuperRes:
         assert isinstance(model, SuperResolver)
         run: args.Run | None = batch.get("run")
         settings = _settings(run)
-        if run is not None:
-            model = self._ready(model, run)
+        ready = self._measured.of(model) if run is None else self._ready(model, run)
         source: Source | None = batch.get("source")
         if source is None or (source.frame_count == 1 and not source.is_animation):
             picture = Picture(batch["pixels"]) if source is None else next(iter(source.frames()))
             start = time.perf_counter()
-            enlarged = enlarge(model, picture, settings)
+            enlarged = enlarge(ready, picture, settings)
             seconds = time.perf_counter() - start
             cost = self._cost(model) if run is None else None
-            return [Prediction([enlarged], model.scale, source, seconds, cost)]
-        return [Prediction((enlarge(model, frame, settings) for frame in source.frames()), model.scale, source)]
+            return [Prediction([enlarged], ready.scale, source, seconds, cost)]
+        return [Prediction((enlarge(ready, frame, settings) for frame in source.frames()), ready.scale, source)]
 
     def _ready(self, model: SuperResolver, run: args.Run) -> SuperResolver:
         """Return the network as it is run on files: with branches and adapters merged, at the scale that was asked for."""
         how = (run.scale, run.ensemble)
         if self._prepared is None or self._prepared[0] is not model or self._prepared[1] != how:
-            ready = self._merged(model)
+            ready = merged(model)
             if run.scale is not None:
                 ready.set_scale(run.scale)
             self._prepared = (model, how, Ensemble(ready).eval() if run.ensemble else ready)
         return self._prepared[2]
 
-    def _merged(self, model: SuperResolver) -> SuperResolver:
-        """Return a copy that is merged for inference; another project's network stays as its library built it."""
-        if self.cfg.network.name == config.FOREIGN:
-            return model
-        copied = copy.deepcopy(model).eval()
-        merge_adapters(copied)
-        place = next(copied.parameters())
-        return fuse(copied, torch.zeros(1, model.in_chans, 16, 16, device=place.device, dtype=place.dtype))  # type: ignore[return-value]
-
     def _cost(self, model: SuperResolver) -> Cost:
-        """Return what the network costs, merged as it is run, counted once."""
+        """Return what the network costs, counted once."""
         from cnnkit_superres.cost import cost
 
         if self._counted is None:
-            self._counted = cost(self._merged(model))
+            self._counted = cost(model)
         return self._counted
 
     def read(self, run: RunOptions) -> Iterable[Batch]:

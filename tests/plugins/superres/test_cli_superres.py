@@ -217,16 +217,14 @@ def test_cost_prints_the_table_of_challenges(small, tmp_path, capsys):
     assert float(measured.splitlines()[2].split("|")[6]) > 0
 
 
-@pytest.mark.parametrize("name", ["superres/cfsr_x4", "superres/span_x4"])
-def test_cost_is_that_of_the_merged_network(name, capsys):
-    """As papers count it, and as the registry holds it."""
+@pytest.mark.parametrize("name", ["superres/cfsr_x4", "superres/span_x4", "superres/carn_x4", "superres/imdn_x3"])
+def test_cost_is_what_the_papers_print(name, capsys):
+    """Of the merged network, where branches serve training alone; of the layers as the paper writes them otherwise."""
     cells = command("superres", "cost", name, capsys=capsys)[1].splitlines()[2].split("|")
     figures = get("superres").models[name].figures
-    assert float(cells[2]) == pytest.approx(figures.counted_params_m, abs=5e-4) or name == "superres/span_x4"
-    with on_meta():
-        model = create_model(name)
-    plain = count(model)
-    assert float(cells[2]) < plain.params / 1e6 - 1e-3 and float(cells[3]) < plain.macs / 1e9 - 1e-2
+    assert float(cells[2]) == figures.params_m
+    macs = figures.counted_gmacs or figures.gmacs
+    assert macs is None or float(cells[3]) == pytest.approx(macs, abs=0.05)
 
 
 @pytest.mark.parametrize(

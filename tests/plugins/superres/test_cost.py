@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from cnnkit.backbones import create_model
-from cnnkit.count import on_meta
+from cnnkit.count import count_params, on_meta
 from cnnkit.errors import ConfigError
 from cnnkit_superres.cost import Cost, cost
+from cnnkit_superres.dsclora import add_adapters
 from cnnkit_superres.models._base import SuperResolver
 from torch import nn
 from torch.nn import functional as F
@@ -75,6 +76,58 @@ def test_the_network_is_left_as_it_was():
     after = model.state_dict()
     assert all(torch.equal(after[name], value) for name, value in before.items())
     assert all(not value.is_meta for value in after.values())
+
+
+class Branch(nn.Module):
+    """Two kernels whose sum infers; it notes who runs."""
+
+    def __init__(self, merges_to: int, runs: list[str]) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(nn.Conv2d(3, 3, 3, padding=1, bias=False) for _ in range(2))
+        self.merges_to, self.runs = merges_to, runs
+
+    def __deepcopy__(self, known):
+        return Branch(self.merges_to, self.runs)
+
+    def forward(self, x):
+        self.runs.append("branch")
+        return self.parts[0](x) + self.parts[1](x)
+
+    def merged(self):
+        other = Branch(self.merges_to, self.runs)
+        other.parts = other.parts[: self.merges_to]
+        other.forward = lambda x: self.runs.append("merged") or other.parts[0](x)
+        return other
+
+
+class Branched(SuperResolver):
+    def __init__(self, merges_to: int, runs: list[str]) -> None:
+        super().__init__(scale=1)
+        self.branch = Branch(merges_to, runs)
+
+    def enlarge(self, x):
+        return self.branch(x)
+
+
+@pytest.mark.parametrize(("merges_to", "convs"), [(1, 1), (2, 2)])
+def test_branches_for_training_are_merged_and_other_forms_counted_as_written(merges_to, convs):
+    """What is measured is merged in either case, and the network itself keeps its branches."""
+    runs: list[str] = []
+    model = Branched(merges_to, runs)
+    found = cost(model, (8, 8))
+    assert (found.convs, found.params) == (convs, convs * 81)
+    runs.clear()
+    assert cost(model, (8, 8), measure=True).seconds
+    assert runs.count("merged") >= 4 and len(model.branch.parts) == 2  # To warm up, and three that count.
+    model(torch.zeros(1, 3, 4, 4))
+    assert runs[-1] == "branch"
+
+
+def test_adapters_cost_nothing():
+    model, plain = (create_model("superres/espcn_x2") for _ in range(2))
+    add_adapters(model, rank=2)
+    assert count_params(model) > count_params(plain)
+    assert cost(model, (64, 64)) == cost(plain, (64, 64))
 
 
 def test_measured_on_the_cpu():

@@ -15,7 +15,7 @@ from cnnkit.backbones import create_model
 from cnnkit.checkpoint import Header, read_header, read_state, save_checkpoint
 from cnnkit.cli import cli
 from cnnkit.config import from_dict, to_dict
-from cnnkit.count import on_meta
+from cnnkit.count import count_params, on_meta
 from cnnkit.engine.evaluate import evaluate, write_evaluation
 from cnnkit.engine.fit import fit
 from cnnkit.engine.load import load
@@ -365,6 +365,23 @@ def test_cost_is_that_of_the_merged_network(pictures):
     figures, _ = evaluate(task, task.model(), split="val", device="cpu", progress=False)
     merged = cost(create_model("superres/span_x2", channels=8, merged=True))
     assert figures["gmacs_720p"] == pytest.approx(merged.macs / 1e9) and figures["params_m"] == pytest.approx(merged.params / 1e6)
+
+
+def test_measured_pictures_are_those_of_the_merged_network_as_it_is_now(pictures):
+    """Validation stands between steps of training: a copy that was merged before a step is not used after it."""
+    task = make(pictures, network={"name": "superres/span_x2", "args": {"channels": 8}}, adapters={"rank": 1, "where": ["conv_cat"]})
+    model = task.model().eval()
+    batch = next(iter(task.loader("val")))
+    with torch.inference_mode():
+        (before,) = task.predict(model, batch)
+        copied = task._measured.of(model)
+        assert task._measured.of(model) is copied and count_params(copied) < count_params(model) / 2
+    with torch.no_grad():
+        model.upsampler[0].bias += 0.25
+    (after,) = task.predict(model, batch)
+    expected = enlarge(model, Picture(batch["pixels"])).pixels
+    assert np.abs(after.frames[0].pixels.astype(int) - expected).max() <= 1
+    assert np.abs(before.frames[0].pixels.astype(int) - expected).max() > 30
 
 
 def test_metrics_of_two_processes_are_those_of_one(pictures):
