@@ -48,6 +48,9 @@ class LogMel(FrontEnd):
         amin: Floor.
     """
 
+    banks: Tensor
+    window: Tensor
+
     def __init__(
         self,
         *,
