@@ -9,7 +9,7 @@ import pytest
 import torch
 from cnnkit.engine.config import OptimizerConfig
 from cnnkit.engine.optim import build_optimizer, lr_factor, parameter_groups
-from cnnkit.engine.sampling import EpochSampler, item_rng, position_seed
+from cnnkit.engine.sampling import EpochSampler, PositionSampler, item_rng, position_seed
 from cnnkit.errors import ConfigError
 from torch import nn
 
@@ -141,3 +141,33 @@ def test_item_randomness_is_a_function_of_the_position():
     others = [item_rng(*position).random(4) for position in ((0, 2, 3), (1, 0, 3), (1, 3, 2), (1, 2, 4))]
     assert all((draw != other).any() for other in others)
     assert 0 <= position_seed(1, 2) < 2**63 and position_seed(1, 2) != position_seed(2, 1)
+
+
+def test_processes_share_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every item comes as often, and the parts of the processes make up the batch."""
+    sampler = PositionSampler(3, batch_size=6, steps=4, seed=1)
+    sampler.set_epoch(2)
+    whole = list(sampler)
+    assert [len(batch) for batch in whole] == [6] * 4 and {epoch for batch in whole for epoch, _, _ in batch} == {2}
+    assert [place for batch in whole for _, place, _ in batch] == list(range(24))
+    assert np.bincount([item for batch in whole for _, _, item in batch]).tolist() == [8, 8, 8]
+    shares = []
+    for rank in range(3):
+        monkeypatch.setattr("cnnkit.engine.sampling.process", lambda rank=rank: (rank, 3))
+        shares.append(list(sampler))
+    for batch, *parts in zip(whole, *shares, strict=True):
+        assert sorted(batch) == sorted(position for part in parts for position in part) and {len(part) for part in parts} == {2}
+    monkeypatch.setattr("cnnkit.engine.sampling.process", lambda: (0, 4))
+    with pytest.raises(ConfigError, match=r"data\.batch_size=6"):
+        list(sampler)
+
+
+def test_weights_choose_how_often_an_item_comes() -> None:
+    """In proportion, and anew in each epoch."""
+    sampler = PositionSampler(3, batch_size=50, steps=40, seed=0, weights=(1, 0, 3))
+    items = [item for batch in sampler for _, _, item in batch]
+    counts = np.bincount(items, minlength=3)
+    assert counts[1] == 0 and counts[2] / counts[0] == pytest.approx(3, rel=0.2)
+    assert items == [item for batch in sampler for _, _, item in batch]
+    sampler.set_epoch(1)
+    assert items != [item for batch in sampler for _, _, item in batch]

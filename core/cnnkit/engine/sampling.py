@@ -14,12 +14,14 @@ Worker processes then need no seeding, and their number changes nothing.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Sampler
+
+from cnnkit.errors import ConfigError
 
 
 def process() -> tuple[int, int]:
@@ -97,6 +99,54 @@ class EpochSampler(Sampler[int]):
     def __len__(self) -> int:
         rank, world = process()
         return -(-self.samples // world) if self.even else len(range(rank, self.samples, world))
+
+
+Position = tuple[int, int, int]
+"""Epoch, place in the epoch over all processes, and item: all that what is random about a sample may depend on."""
+
+
+class PositionSampler(Sampler[list[Position]]):
+    """The positions of each batch that fall to this process.
+
+    Process ``r`` of ``w`` takes the places ``r, r + w, ...`` of each batch.
+
+    Args:
+        items: Number of items; they come equally often, in a new order each time.
+        batch_size: Samples per step over all processes.
+        seed: Seed of the order.
+        steps: Steps per epoch; by default as many as it takes for every item to come once.
+        weights: How often each item is to come, relative to the others, ``(items,)``; each is then drawn by itself.
+
+    Raises:
+        ConfigError: If the batch is empty, or while iterating if it does not divide among the processes.
+    """
+
+    def __init__(
+        self, items: int, *, batch_size: int, seed: int, steps: int | None = None, weights: Sequence[float] | np.ndarray | None = None
+    ) -> None:
+        if batch_size < 1:
+            raise ConfigError(f"data.batch_size={batch_size} is no batch; accepted: 1 or more")
+        self.batch_size = batch_size
+        self.steps = -(-items // batch_size) if steps is None else steps
+        self._order = EpochSampler(items, seed=seed, samples=self.steps * batch_size)
+        self._weights = None if weights is None else np.asarray(weights, np.float64) / np.sum(weights)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch (from 0)."""
+        self._order.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[list[Position]]:
+        rank, world = process()
+        if self.batch_size % world:
+            raise ConfigError(f"data.batch_size={self.batch_size}, the samples of all processes, does not divide among {world} of them")
+        epoch, order = self._order.epoch, self._order.order()
+        if self._weights is not None:
+            order = item_rng(self._order.seed, epoch, 0).choice(self._weights.size, order.size, p=self._weights)
+        for first in range(0, self.steps * self.batch_size, self.batch_size):
+            yield [(epoch, place, int(order[place])) for place in range(first + rank, first + self.batch_size, world)]
+
+    def __len__(self) -> int:
+        return self.steps
 
 
 class EpochLoader:

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from cnnkit.engine.sampling import EpochLoader, EpochSampler, item_rng, process
+from cnnkit.engine.sampling import EpochLoader, Position, PositionSampler, item_rng, process
 from cnnkit.errors import ConfigError, InputError
 from numpy.random import Generator
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
 from cnnkit_superres.cache import PictureCache, Pixels, read_pair, source
 from cnnkit_superres.colour import luminance
@@ -25,9 +25,6 @@ from cnnkit_superres.data_config import DataConfig, DegradeConfig
 from cnnkit_superres.degrade import degrade
 from cnnkit_superres.folders import Pair, find_all
 from cnnkit_superres.sampling import InformativePatches
-
-Position = tuple[int, int, int]
-"""Epoch, position of a patch in the epoch over all processes, and number of its picture."""
 
 
 def train_loader(
@@ -60,7 +57,7 @@ def train_loader(
 
 
 class PatchDataset(Dataset[dict[str, Tensor]]):
-    """Patches of pictures, addressed by :data:`Position`.
+    """Patches of pictures, addressed by :data:`~cnnkit.engine.sampling.Position`.
 
     Args:
         pairs: The pictures, in files or in memory.
@@ -166,36 +163,6 @@ def to_tensor(pixels: Pixels, in_chans: int) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(unit.transpose(2, 0, 1), dtype=np.float32))
 
 
-class PatchSampler(Sampler[list[Position]]):
-    """The positions of each batch that fall to this process; every picture is drawn equally often.
-
-    Args:
-        pictures: Number of pictures.
-        batch_size: Patches per step over all processes.
-        steps: Steps per epoch.
-        seed: Seed of the order.
-    """
-
-    def __init__(self, pictures: int, *, batch_size: int, steps: int, seed: int) -> None:
-        self.batch_size, self.steps = batch_size, steps
-        self._pictures = EpochSampler(pictures, seed=seed, samples=batch_size * steps)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch (from 0)."""
-        self._pictures.set_epoch(epoch)
-
-    def __iter__(self) -> Iterator[list[Position]]:
-        rank, world = process()
-        if self.batch_size % world:
-            raise ConfigError(f"data.batch_size={self.batch_size}, the patches of all processes, does not divide among {world} of them")
-        order = self._pictures.order()
-        for first in range(0, self.steps * self.batch_size, self.batch_size):
-            yield [(self._pictures.epoch, index, int(order[index])) for index in range(first + rank, first + self.batch_size, world)]
-
-    def __len__(self) -> int:
-        return self.steps
-
-
 class PatchLoader(EpochLoader):
     """The batches of one epoch after another, for this process: ``{"lr": (B, C, p, p), "hr": (B, C, s p, s p)}``.
 
@@ -207,7 +174,7 @@ class PatchLoader(EpochLoader):
     """
 
     def __init__(self, dataset: PatchDataset, data: DataConfig) -> None:
-        sampler = PatchSampler(len(dataset), batch_size=data.batch_size, steps=data.steps_per_epoch, seed=dataset.seed)
+        sampler = PositionSampler(len(dataset), batch_size=data.batch_size, steps=data.steps_per_epoch, seed=dataset.seed)
         super().__init__(dataset, sampler, workers=data.workers)
 
 

@@ -13,7 +13,7 @@ from cnnkit.errors import ConfigError, InputError, InputWarning
 from cnnkit.testing.compare import assert_same
 from cnnkit_superres import cache
 from cnnkit_superres.cache import PictureCache, read_pair
-from cnnkit_superres.data import EvalPictures, PatchDataset, PatchLoader, PatchSampler, to_tensor, train_loader
+from cnnkit_superres.data import EvalPictures, PatchDataset, PatchLoader, to_tensor, train_loader
 from cnnkit_superres.data_config import DataConfig, DegradeConfig, InformativeConfig, StageConfig
 from cnnkit_superres.folders import Pair, find_pairs
 from cnnkit_superres.resize import imresize
@@ -225,24 +225,6 @@ def test_batches_are_the_same_with_workers_and_when_resumed(tmp_path, kind):
     torch.manual_seed(7)
     assert_same(batches(workers, 1), second)
     assert_same(batches(workers, 0), first)
-
-
-def test_processes_share_a_batch(monkeypatch):
-    sampler = PatchSampler(3, batch_size=6, steps=4, seed=1)
-    sampler.set_epoch(2)
-    whole = list(sampler)
-    assert [len(batch) for batch in whole] == [6] * 4 and {epoch for batch in whole for epoch, _, _ in batch} == {2}
-    assert [index for batch in whole for _, index, _ in batch] == list(range(24))
-    assert np.bincount([picture for batch in whole for _, _, picture in batch]).tolist() == [8, 8, 8]
-    shares = []
-    for rank in range(3):
-        monkeypatch.setattr("cnnkit_superres.data.process", lambda rank=rank: (rank, 3))
-        shares.append(list(sampler))
-    for batch, *parts in zip(whole, *shares, strict=True):
-        assert sorted(batch) == sorted(position for part in parts for position in part) and {len(part) for part in parts} == {2}
-    monkeypatch.setattr("cnnkit_superres.data.process", lambda: (0, 4))
-    with pytest.raises(ConfigError, match=r"data\.batch_size=6"):
-        list(sampler)
 
 
 def test_pictures_are_decoded_once_as_long_as_they_fit(tmp_path, monkeypatch):
