@@ -33,6 +33,8 @@ NASAL = (280.0, 1250.0, 2250.0)
 """Formants of a nasal."""
 FRAME = 0.016
 """Seconds of one frame; frames overlap by half."""
+PARTS = 6
+"""Half frames in a transform, of which two are signal."""
 
 
 @dataclass(frozen=True)
@@ -104,13 +106,13 @@ def speech(rng: np.random.Generator, seconds: float, rate: int, speaker: Speaker
 
     voice = _glottis(rng, score, half, total, rate, speaker)
     noise = rng.standard_normal(total)
-    bins = 4 * half  # Eight halves of transform for two of signal: room for the resonances to ring off.
-    turn = np.exp(-1j * np.pi * np.arange(bins + 1) / bins)
+    bins = PARTS // 2 * half  # Room for the resonances to ring off.
+    turn = np.exp(-1j * np.pi * np.arange(bins + 1) / bins).astype(np.complex64)
     voiced = _spectra(voice, half, bins) * _tract(score, turn, rate, speaker)
     hiss = _spectra(noise, half, bins) * _fricative(score, bins, rate, speaker)
     pieces = np.fft.irfft(voiced + hiss, axis=-1)
-    signal = np.zeros((frames + 7, half))
-    for part in range(8):
+    signal = np.zeros((frames + PARTS - 1, half))
+    for part in range(PARTS):
         signal[part : part + frames] += pieces[:, part * half : (part + 1) * half]
     signal = signal.reshape(-1)[half : half + length]
     peak = float(np.abs(signal).max())
@@ -208,25 +210,28 @@ def _spectra(signal: np.ndarray, half: int, bins: int) -> np.ndarray:
     """Return the spectra of overlapping Hann-windowed frames, ``(frames, bins + 1)``."""
     frames = np.lib.stride_tricks.sliding_window_view(signal, 2 * half)[::half]
     window = np.sin(np.pi * (np.arange(2 * half) + 0.5) / (2 * half)) ** 2
-    return np.fft.rfft(frames * window, n=2 * bins, axis=-1)
+    return np.fft.rfft((frames * window).astype(np.float32), n=2 * bins, axis=-1)
 
 
 def _tract(score: _Score, turn: np.ndarray, rate: int, speaker: Speaker) -> np.ndarray:
     """Return the transfer functions of resonators in a row, each of gain one at frequency zero, ``(frames, bins + 1)``."""
     frames = len(score.formants)
     formants = np.concatenate([score.formants, np.broadcast_to(HIGHER, (frames, 2))], axis=1) * speaker.tract * np.array(speaker.shifts)
-    response: np.ndarray = np.ones((frames, len(turn)), dtype=complex)
+    gain, denominator = np.ones(frames), np.ones((frames, len(turn)), np.complex64)
     for index, width in enumerate(BANDWIDTHS * speaker.damping):
-        centre = formants[:, index]
+        inside = formants[:, index] < 0.47 * rate
         radius = np.exp(-np.pi * width / rate)
-        first, second = -2 * radius * np.cos(2 * np.pi * centre / rate), radius**2
-        resonance = (1 + first + second)[:, None] / (1 + first[:, None] * turn + second * turn**2)
-        response = np.where((centre < 0.47 * rate)[:, None], response * resonance, response)
-    return response
+        first, second = -2 * radius * np.cos(2 * np.pi * formants[:, index] / rate), radius**2
+        gain *= np.where(inside, 1 + first + second, 1)
+        if inside.all():
+            denominator *= (1 + second * turn**2) + first.astype(np.float32)[:, None] * turn
+        else:
+            denominator *= 1 + inside[:, None] * (second * turn**2 + first.astype(np.float32)[:, None] * turn)
+    return gain.astype(np.float32)[:, None] / denominator
 
 
 def _fricative(score: _Score, bins: int, rate: int, speaker: Speaker) -> np.ndarray:
     """Return a band around the place of articulation for the noise of consonants, ``(frames, bins + 1)``."""
-    hertz = np.arange(bins + 1) * (rate / 2 / bins)
-    centre = np.minimum(score.centre * speaker.tract, 0.45 * rate)[:, None]
-    return score.hiss[:, None] / (1 + ((hertz - centre) / (0.25 * centre)) ** 2)
+    hertz = (np.arange(bins + 1) * (rate / 2 / bins)).astype(np.float32)
+    centre = np.minimum(score.centre * speaker.tract, 0.45 * rate).astype(np.float32)[:, None]
+    return (score.hiss[:, None] / (1 + ((hertz - centre) / (0.25 * centre)) ** 2)).astype(np.float32)
