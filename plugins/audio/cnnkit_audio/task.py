@@ -37,7 +37,7 @@ class Audio:
 
     Config = config.Config
     Run = args.Run
-    monitor: ClassVar[tuple[str, str]] = ("loss", "min")
+    monitor: tuple[str, str] = ("loss", "min")
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
 
     def __new__(cls, cfg: config.Config) -> Audio:

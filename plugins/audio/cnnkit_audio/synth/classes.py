@@ -40,12 +40,11 @@ class Spoiling:
             signal = coloured_by_channel(signal, rng, rate)
         if self.reverb:
             signal = in_a_room(signal, rng, rate)
-        signal = _to_peak(signal, 0.5)
         if self.snr_db is not None:
             noise = coloured_noise(rng, signal.size, rng.uniform(0, 1.5))
             power = np.mean(signal**2) / max(float(np.mean(noise**2)), 1e-12)
             signal = signal + noise * np.sqrt(power * 10 ** (-self.snr_db / 10))
-        signal = signal * 10 ** (rng.uniform(-self.gain_db, self.gain_db) / 20)
+        signal = _to_peak(signal, 0.5) * 10 ** (rng.uniform(-self.gain_db, self.gain_db) / 20)
         return np.clip(signal, -1, 1).astype(np.float32)
 
 

@@ -1,0 +1,200 @@
+"""Clips to learn tags from: crops of recordings, augmented; whole clips to measure on."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from cnnkit.engine.sampling import EpochLoader, Position, PositionSampler, item_rng, process
+from cnnkit.errors import ConfigError
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from cnnkit_audio.augment import augment_batch
+from cnnkit_audio.data_config import AugmentConfig, DataConfig
+from cnnkit_audio.synth.classes import CLASSES, FOLDS, Spoiling, make
+
+
+class Sounds(ABC):
+    """Labelled recordings.
+
+    Args:
+        names: A name for each.
+        targets: ``(N, C)`` float32: 1 where a label holds.
+        folds: Fold of each, ``(N,)``.
+        rate: Samples per second that :meth:`clip` gives.
+    """
+
+    def __init__(self, names: Sequence[str], targets: np.ndarray, folds: np.ndarray, rate: int) -> None:
+        self.names, self.targets, self.folds, self.rate = tuple(names), targets, folds, rate
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @abstractmethod
+    def clip(self, index: int) -> np.ndarray:
+        """Return a recording as mono float32, ``(1, T)``."""
+
+
+class SyntheticSounds(Sounds):
+    """Sounds of :mod:`cnnkit_audio.synth.classes`, the same ones in every run.
+
+    Args:
+        labels: Names of classes; all of :data:`~cnnkit_audio.synth.classes.CLASSES`.
+        folds: Which folds.
+        rate: Samples per second.
+        per_fold: Recordings of each class in a fold.
+        seconds: Length of one.
+        spoiling: What happens to each on its way, drawn once for each.
+
+    Raises:
+        ConfigError: If a label is no class.
+    """
+
+    def __init__(
+        self,
+        labels: Sequence[str],
+        folds: Sequence[int],
+        rate: int,
+        *,
+        per_fold: int = 40,
+        seconds: float = 2.0,
+        spoiling: Spoiling | None = None,
+    ) -> None:
+        if strange := [label for label in labels if label not in CLASSES]:
+            raise ConfigError(
+                f"there is no synthetic sound {strange[0]!r}; known: {', '.join(CLASSES)}; for recordings set tagging.data.layout"
+            )
+        self._kinds = [(fold, label, number) for fold in folds for label in labels for number in range(per_fold)]
+        targets = np.eye(len(labels), dtype=np.float32)[[labels.index(label) for _, label, _ in self._kinds]]
+        names = [f"{label}_{fold}_{number:03d}" for fold, label, number in self._kinds]
+        super().__init__(names, targets, np.array([fold for fold, _, _ in self._kinds]), rate)
+        self._seconds, self._spoiling = seconds, spoiling
+        self._made: dict[int, np.ndarray] = {}
+
+    def clip(self, index: int) -> np.ndarray:
+        """Return a sound, made when it is asked for first and kept as 16-bit samples."""
+        if index not in self._made:
+            fold, label, number = self._kinds[index]
+            rng = np.random.default_rng((fold, list(CLASSES).index(label), number))
+            sound = make(label, rng, self._seconds, self.rate)
+            if self._spoiling is not None:
+                sound = self._spoiling.apply(sound, rng, self.rate)
+            self._made[index] = np.rint(sound * 32767).astype(np.int16)
+        return self._made[index][None].astype(np.float32) / 32767
+
+
+class Crops(Dataset[dict[str, Tensor]]):
+    """Random stretches of recordings, by :data:`~cnnkit.engine.sampling.Position`.
+
+    Args:
+        sounds: The recordings.
+        samples: Length of a stretch; shorter recordings lie somewhere in silence.
+        seed: Seed of the places.
+
+    Shapes:
+        An item is ``{"sound": (1, samples), "target": (C,)}``.
+    """
+
+    def __init__(self, sounds: Sounds, samples: int, seed: int) -> None:
+        self.sounds, self.samples, self.seed = sounds, samples, seed
+
+    def __getitem__(self, position: Position) -> dict[str, Tensor]:
+        epoch, place, index = position
+        rng, clip = item_rng(self.seed, epoch, place), self.sounds.clip(index)
+        spare = clip.shape[1] - self.samples
+        start = int(rng.integers(abs(spare) + 1))
+        piece = clip[:, start : start + self.samples] if spare >= 0 else np.pad(clip, ((0, 0), (start, -spare - start)))
+        return {"sound": torch.from_numpy(np.ascontiguousarray(piece)), "target": torch.from_numpy(self.sounds.targets[index])}
+
+
+class TrainClips:
+    """The augmented batches of one epoch after another: ``{"sound": (B, 1, T), "target": (B, C)}``, rows of soft labels.
+
+    Args:
+        sounds: The recordings.
+        data: Batch size, balance, workers.
+        augment: What is done to a batch.
+        samples: Length of a crop.
+        seed: Seed of everything random.
+    """
+
+    def __init__(self, sounds: Sounds, data: DataConfig, augment: AugmentConfig, *, samples: int, seed: int) -> None:
+        self.augment, self.rate, self.seed, self.epoch = augment, sounds.rate, seed, 0
+        weights = balance(sounds.targets) if data.balanced else None
+        steps = None if data.samples_per_epoch is None else max(1, data.samples_per_epoch // data.batch_size)
+        sampler = PositionSampler(len(sounds), batch_size=data.batch_size, seed=seed, steps=steps, weights=weights)
+        self._loader = EpochLoader(Crops(sounds, samples, seed), sampler, workers=data.workers)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch (from 0) that the next iteration yields."""
+        self.epoch = epoch
+        self._loader.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        rank, _ = process()
+        for step, batch in enumerate(self._loader):
+            rng = np.random.default_rng((self.seed, self.epoch, step, rank))
+            sound, target = augment_batch(batch["sound"], batch["target"], self.augment, rng, self.rate)
+            yield {"sound": sound, "target": target}
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+
+class WholeClips:
+    """Recordings one by one, whole: ``{"sound": (1, 1, T), "target": (1, C), "name": [...], "fold": [...]}``.
+
+    Args:
+        sounds: The recordings. Process ``r`` of ``w`` takes ``r, r + w, ...``.
+    """
+
+    def __init__(self, sounds: Sounds) -> None:
+        self.sounds = sounds
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        rank, world = process()
+        for index in range(rank, len(self.sounds), world):
+            sounds = self.sounds
+            yield {
+                "sound": torch.from_numpy(sounds.clip(index))[None],
+                "target": torch.from_numpy(sounds.targets[index])[None],
+                "name": [sounds.names[index]],
+                "fold": [int(sounds.folds[index])],
+            }
+
+    def __len__(self) -> int:
+        rank, world = process()
+        return len(range(rank, len(self.sounds), world))
+
+
+def balance(targets: np.ndarray) -> np.ndarray:
+    """Return how often each clip is to come so that labels come equally often: the mean of its labels' rarities.
+
+    Args:
+        targets: ``(N, C)``.
+    """
+    rarity = 1 / np.maximum(targets.sum(0), 1)
+    return (targets * rarity).sum(1) / np.maximum(targets.sum(1), 1)
+
+
+def read_sounds(data: DataConfig, labels: Sequence[str], split: str, rate: int) -> Sounds | None:
+    """Return the recordings of a split at a rate, or ``None`` if the layout has none for it.
+
+    Args:
+        data: Which recordings.
+        labels: The labels in the network's order.
+        split: ``"train"``, ``"val"`` or ``"test"``; where there are only folds, the last two are both the fold held out.
+        rate: Samples per second.
+    """
+    if data.layout == "synthetic":
+        if not 1 <= data.fold <= FOLDS:
+            raise ConfigError(f"tagging.data.fold={data.fold} is no fold of the synthetic sounds; accepted: 1 to {FOLDS}")
+        held_out = split != "train"
+        return SyntheticSounds(labels, [fold for fold in range(1, FOLDS + 1) if (fold == data.fold) == held_out], rate)
+    from cnnkit_audio.tagging.recordings import FileSounds
+
+    return FileSounds.read(data, labels, split, rate)
