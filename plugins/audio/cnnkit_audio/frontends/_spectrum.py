@@ -1,0 +1,133 @@
+"""Energies of the short-time Fourier transform: by the FFT, and by real products where a program is exported."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from cnnkit.errors import ConfigError
+from torch import Tensor, nn
+
+from cnnkit_audio.frontends._base import Framing, Window, table, window_function
+
+
+class Spectrum(nn.Module):
+    """Energies or magnitudes of frames.
+
+    Everything that happens to a frame before the transform is linear, so that an exported program does all of it, transform
+    included, in one convolution with real kernels: no complex numbers, and any length of clip.
+
+    Args:
+        framing: Where the frames lie.
+        n_fft: Length of the transform.
+        window: Its window, of the frame's length.
+        power: 2 for energies, 1 for magnitudes.
+        remove_dc: Subtract each frame's mean first.
+        preemphasis: Subtract this share of the sample before from each sample of a frame (the first: of itself), as Kaldi does.
+
+    Shapes:
+        x: ``(B, T)``; the result is ``(B, frames, n_fft // 2 + 1)``.
+    """
+
+    window: Tensor
+
+    def __init__(
+        self,
+        *,
+        framing: Framing,
+        n_fft: int,
+        window: Window = "hann",
+        power: float = 2.0,
+        remove_dc: bool = False,
+        preemphasis: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if framing.length > n_fft:
+            raise ConfigError(f"frames of {framing.length} samples do not fit into a transform of n_fft={n_fft}")
+        if power <= 0:
+            raise ConfigError(f"power={power} is not positive; accepted: 2 for energies, 1 for magnitudes, any other above 0")
+        self.framing, self.n_fft, self.kind, self.power = framing, n_fft, window, power
+        self.remove_dc, self.preemphasis = remove_dc, preemphasis
+        self.register_buffer("window", table(window_function(window, framing.length)), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the energies (or another power of the magnitudes)."""
+        if torch.compiler.is_exporting():
+            real, imag = self._convolved(x)
+        else:
+            spectrum = torch.fft.rfft(self._prepared(self.framing.cut(x)) * self.window.to(x.dtype), self.n_fft)
+            real, imag = spectrum.real, spectrum.imag
+        energy = torch.addcmul(real.square(), imag, imag)
+        if self.power == 2.0:
+            return energy
+        if self.power == 1.0:
+            return energy.clamp_min(1e-30).sqrt()  # The slope of the root at zero is infinite.
+        return energy.clamp_min(1e-30).pow(self.power / 2)
+
+    def _prepared(self, frames: Tensor) -> Tensor:
+        if self.remove_dc:
+            frames = frames - frames.mean(-1, keepdim=True)
+        if self.preemphasis:
+            first = frames[..., :1] * (1 - self.preemphasis)
+            frames = torch.cat((first, torch.sub(frames[..., 1:], frames[..., :-1], alpha=self.preemphasis)), -1)
+        return frames
+
+    def _convolved(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        kernels = _constant(self.kernels(), x)
+        product = F.conv1d(self.framing.pad(x)[:, None], kernels, stride=self.framing.hop).transpose(1, 2)
+        if self.framing.padding == "symmetric":
+            product = product[:, : self.framing.count(x.shape[-1])]
+        return product.chunk(2, -1)  # type: ignore[return-value]
+
+    def kernels(self) -> np.ndarray:
+        """Return the real and imaginary kernels ``(2 * (n_fft // 2 + 1), 1, length)`` that do the same as preparation and FFT."""
+        length = self.framing.length
+        prepare = np.eye(length)
+        if self.remove_dc:
+            prepare -= 1 / length
+        if self.preemphasis:
+            prepare = prepare - self.preemphasis * prepare[np.maximum(np.arange(length) - 1, 0)]
+        prepare *= window_function(self.kind, length)[:, None]
+        waves = np.fft.rfft(prepare, self.n_fft, axis=0)
+        return np.concatenate((waves.real, waves.imag))[:, None]
+
+
+def _constant(values: np.ndarray, like: Tensor) -> Tensor:
+    return torch.from_numpy(values.astype(np.float32)).to(like.device, like.dtype)
+
+
+class Bank(nn.Module):
+    """Weighted sums of bins, the same as a product with ``banks``.
+
+    Bands are narrow, so that most of the matrix is zero: groups of neighbouring bands take only the bins that one of them uses.
+
+    Args:
+        banks: Weights ``(bands, bins)``.
+
+    Shapes:
+        energies: ``(B, frames, bins)``; the result is ``(B, bands, frames)``.
+    """
+
+    GROUPS = 4
+    banks: Tensor
+
+    def __init__(self, banks: np.ndarray) -> None:
+        super().__init__()
+        self.register_buffer("banks", table(banks.T), persistent=False)
+        edges = np.linspace(0, len(banks), min(self.GROUPS, len(banks)) + 1).astype(int).tolist()
+        self.groups = [(first, last, *_used(banks[first:last])) for first, last in pairwise(edges)]
+
+    def forward(self, energies: Tensor) -> Tensor:
+        """Return the energies of the bands."""
+        banks = self.banks.to(energies.dtype)
+        if torch.compiler.is_exporting() or energies.device.type != "cpu":
+            return (energies @ banks).transpose(1, 2)
+        sums = [energies[..., low:high] @ banks[low:high, first:last] for first, last, low, high in self.groups]
+        return torch.cat(sums, -1).transpose(1, 2)
+
+
+def _used(rows: np.ndarray) -> tuple[int, int]:
+    bins = np.flatnonzero(np.abs(rows).sum(0))
+    return (int(bins[0]), int(bins[-1]) + 1) if len(bins) else (0, 1)
