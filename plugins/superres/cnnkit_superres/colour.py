@@ -9,6 +9,7 @@ With the weights ``k`` of red, green and blue, ``Y = 219 k.rgb + 16``, ``Cb = 11
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import numpy as np
@@ -29,6 +30,7 @@ OFFSETS = np.array([16.0, 128.0, 128.0])
 
 _FORWARD = YCBCR / 255
 _INVERSE: NDArray[Any] = np.linalg.inv(_FORWARD)
+_AT_ONCE = 8
 
 
 def rgb_to_ycbcr(rgb: Colours) -> Colours:
@@ -83,6 +85,18 @@ def luminance(rgb: Colours) -> Colours:
     return _transform(colours, _FORWARD[:1], OFFSETS[:1] * unit, rounded=False)
 
 
+def luminance_of_steps(steps: NDArray[np.float64], peak: float) -> NDArray[np.float64]:
+    """Return :func:`luminance` of whole numbers that are float64 already, ``(..., 3)``, without the last axis.
+
+    Args:
+        steps: The whole numbers.
+        peak: Their white: 255 or 65535.
+    """
+    out = _multiply(steps, _FORWARD[:1])[..., 0]
+    out += OFFSETS[0] * peak / 255
+    return out
+
+
 def _unit(colours: Any) -> float:
     """Return what one step of 8 bits is in the values of ``colours``, after a look at their type and layout."""
     axis = -1 if isinstance(colours, np.ndarray) else -3
@@ -100,7 +114,7 @@ def _transform(colours: Any, matrix: NDArray[Any], offsets: NDArray[Any], *, rou
     if isinstance(colours, np.ndarray):
         whole = colours.dtype.kind == "u"
         work = np.dtype(np.float64) if whole else np.promote_types(colours.dtype, np.float32)
-        out = _multiply(colours.astype(work, copy=False), matrix.T.astype(work))
+        out = _multiply(colours.astype(work, copy=False), matrix)
         out += offsets.astype(work)
         if whole and rounded:
             out = np.floor(out.clip(0, np.iinfo(colours.dtype).max) + 0.5)
@@ -117,12 +131,17 @@ def _transform(colours: Any, matrix: NDArray[Any], offsets: NDArray[Any], *, rou
 
 
 def _multiply(colours: NDArray[Any], matrix: NDArray[Any]) -> NDArray[Any]:
-    """Return ``colours @ matrix``, four colours at once: a product with only three terms is slow."""
-    flat, (terms, channels) = colours.reshape(-1, 3), matrix.shape
+    """Return ``colours @ matrix.T``, several colours at once: a product with only three terms is slow."""
+    flat, channels = colours.reshape(-1, 3), len(matrix)
     out = np.empty((len(flat), channels), colours.dtype)
-    whole = len(flat) // 4 * 4
-    np.matmul(
-        flat[:whole].reshape(-1, 4 * terms), np.kron(np.eye(4, dtype=matrix.dtype), matrix), out=out[:whole].reshape(-1, 4 * channels)
-    )
-    np.matmul(flat[whole:], matrix, out=out[whole:])
+    whole = len(flat) // _AT_ONCE * _AT_ONCE
+    wide = _repeated(matrix.tobytes(), colours.dtype)
+    np.matmul(flat[:whole].reshape(-1, 3 * _AT_ONCE), wide, out=out[:whole].reshape(-1, channels * _AT_ONCE))
+    np.matmul(flat[whole:], wide[:3, :channels], out=out[whole:])
     return out.reshape(*colours.shape[:-1], channels)
+
+
+@lru_cache(maxsize=16)
+def _repeated(matrix: bytes, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Return the transpose of a matrix of float64 along the diagonal, once for each colour that is converted at once."""
+    return np.kron(np.eye(_AT_ONCE), np.frombuffer(matrix).reshape(-1, 3).T).astype(dtype)

@@ -55,7 +55,7 @@ def psnr(a: Picture, b: Picture, *, crop: int = 0, luminance: bool = True) -> fl
     channels = _channels(a, b, luminance)
     for planes in channels:
         for top in range(0, len(a), _STRIP):
-            difference = np.subtract(*planes(slice(top, top + _STRIP)))
+            difference = np.subtract(*planes(slice(top, top + _STRIP), slice(None)))
             squared += float(np.vdot(difference, difference))
     return _decibel(squared / (len(channels) * a[..., 0].size), peak)
 
@@ -146,15 +146,30 @@ def _whole(picture: Picture) -> Picture:
 
 
 def _channels(a: Picture, b: Picture, luminance: bool) -> list[Planes]:
-    """Return for each channel that is compared (Y, or all) what gives its rows of both pictures in float64."""
+    """Return for each channel that is compared (Y, or all) what gives a part of both pictures in float64."""
+    if luminance and a.shape[2] == 3:
+        return [_Luminance(a, b)]
 
-    def y(rows: slice) -> tuple[Plane, Plane]:
-        return colour.luminance(a[rows])[..., 0], colour.luminance(b[rows])[..., 0]
+    def channel(c: int, rows: slice, columns: slice) -> tuple[Plane, Plane]:
+        return a[rows, columns, c].astype(np.float64), b[rows, columns, c].astype(np.float64)
 
-    def channel(c: int, rows: slice) -> tuple[Plane, Plane]:
-        return a[rows, :, c].astype(np.float64), b[rows, :, c].astype(np.float64)
+    return [partial(channel, c) for c in range(a.shape[2])]
 
-    return [y] if luminance and a.shape[2] == 3 else [partial(channel, c) for c in range(a.shape[2])]
+
+class _Luminance:
+    """Gives Y of parts of two pictures; the memory for their colours is used again."""
+
+    def __init__(self, a: Picture, b: Picture) -> None:
+        self.pictures, self.peak = (a, b), float(np.iinfo(a.dtype).max)
+        self.colours = np.empty((2, 0, 0, 3))
+
+    def __call__(self, rows: slice, columns: slice) -> tuple[Plane, Plane]:
+        parts = [picture[rows, columns] for picture in self.pictures]
+        if self.colours.shape[1:] != parts[0].shape:
+            self.colours = np.empty((2, *parts[0].shape))
+        self.colours[0], self.colours[1] = parts
+        a, b = colour.luminance_of_steps(self.colours, self.peak)
+        return a, b
 
 
 def _decibel(mse: float, peak: float) -> float:
