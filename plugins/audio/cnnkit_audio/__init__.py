@@ -1,12 +1,54 @@
 """Sound: tagging, speakers, effects, a codec and distant speech. The manifest of the plugin, and nothing else."""
 
 from cnnkit.plugin import Plugin
-from cnnkit.registry import Entry
+from cnnkit.registry import Entry, Figures
 
 _AUDIO = (1,)
 """Every network takes waveforms, ``(B, channels, samples)``: its front end is part of it."""
 
-MODELS: dict[str, Entry] = {}
+_ACDNET = "The paper counts pooling, rectifiers and the softmax too; with these ours is the same (compress.sizes)."
+
+MODELS: dict[str, Entry] = {
+    "audio/acdnet": Entry(
+        "cnnkit_audio.models.acdnet:ACDNet",
+        paper="acdnet",
+        summary="A learnt filter bank on the waveform, whose filters become the rows of a picture; made to be compressed.",
+        dims=_AUDIO,
+        figures=Figures(4.74, 0.544, (30225,), "87.10 % on ESC-50", counted_gmacs=0.542, note=_ACDNET),
+        layouts=("official",),
+    ),
+    "audio/acdnet_micro": Entry(
+        "cnnkit_audio.models.acdnet:ACDNet",
+        paper="acdnet",
+        summary="Micro-ACDNet: ACDNet with a fifth of its channels, for microcontrollers.",
+        dims=_AUDIO,
+        args={"channels": (7, 20, 10, 14, 22, 31, 35, 41, 51, 67, 69, 48)},
+        figures=Figures(0.131, 0.0148, (30225,), "83.65 % on ESC-50", counted_gmacs=0.0143, note=_ACDNET),
+        layouts=("official",),
+    ),
+    "audio/aclnet": Entry(
+        "cnnkit_audio.models.aclnet:AclNet",
+        paper="aclnet",
+        summary="Two strided convolutions on the waveform in place of a spectrogram, then VGG (Huang and Alvarado Leanos, 2018).",
+        dims=_AUDIO,
+        figures=Figures(quality="85.65 % on ESC-50, the best configuration"),
+    ),
+    "audio/aclnet_small": Entry(
+        "cnnkit_audio.models.aclnet:AclNet",
+        paper="aclnet",
+        summary="AclNet of half width with depthwise-separable convolutions: 155 thousand parameters.",
+        dims=_AUDIO,
+        args={"width": 0.5, "separable": True},
+        figures=Figures(
+            params_m=0.155,
+            gmacs=0.0493,
+            input_size=(44100,),
+            quality="81.75 % on ESC-50",
+            counted_gmacs=0.0483,
+            note="multiply-adds of one second; the strides at 44.1 kHz are our reading, 2 % under the printed sum",
+        ),
+    ),
+}
 
 PLUGIN = Plugin(
     name="audio",

@@ -1,0 +1,145 @@
+"""ACDNet: the official arithmetic and keys at several lengths and widths, the paper's figures, refusals, and the vote of ten crops."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from cnnkit.backbones import create_model
+from cnnkit.checkpoint import read_state
+from cnnkit.count import count_params, on_meta
+from cnnkit.errors import ConfigError, UsageError
+from cnnkit.testing.compare import assert_near, assert_same_keys, filled, randomise, without_gradient
+from cnnkit.weights import load_weights
+from cnnkit_audio.compress import sizes
+from cnnkit_audio.compress.chain import run
+from cnnkit_audio.models.acdnet import MICRO, ACDNet, arguments_of, crops, frame_count, pool_sizes, vote
+
+pytestmark = pytest.mark.paper("acdnet")
+
+NARROW = (3, 6, 4, 5, 4, 6, 5, 7, 6, 8, 7, 5)
+CASES = (
+    {"channels": MICRO, "length": 30225, "num_classes": 50},
+    {"channels": NARROW, "length": 4000, "num_classes": 4},
+    {"channels": (2, 40, 3, 2, 3, 2, 3, 2, 3, 2, 3, 2), "length": 20000, "num_classes": 3},
+    {"channels": NARROW, "length": 1200, "num_classes": 2},
+    {"channels": NARROW, "length": 16000, "num_classes": 3, "sample_rate": 16000},
+)
+
+
+def clips(length: int, batch: int = 2) -> torch.Tensor:
+    return torch.rand(batch, 1, length, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+
+def twin(plain, model: ACDNet) -> Any:
+    """Return the plain network with the same weights."""
+    theirs = plain("acdnet").ACDNet(model.length, model.num_classes, model.sample_rate, list(model.widths)).eval()
+    theirs.load_state_dict(model.state_dict())
+    return theirs
+
+
+@pytest.mark.parametrize("words", CASES)
+def test_the_same_weights_give_the_official_confidences(plain, words):
+    ours: Any = randomise(ACDNet(**words), gain=2.0)
+    theirs = twin(plain, ours)
+    assert_same_keys(ours, theirs)
+    x = clips(ours.length)
+    with torch.no_grad():
+        assert_near(ours(x).softmax(1), theirs(x[:, :, None]), 1e-5)
+        assert_near(ours.double()(x.double()), theirs.double().tfeb(theirs.sfeb(x.double()[:, :, None]).transpose(1, 2)), 1e-10)
+        assert_near(run(ours, x.double()), ours(x.double()), 1e-12)
+
+
+def test_the_published_network_has_the_official_keys(plain):
+    with on_meta():
+        ours, theirs = create_model("audio/acdnet", dims=1, num_classes=50), plain("acdnet").ACDNet()
+    assert_same_keys(ours, theirs)
+    assert list(ours.state_dict())[-1] == "tfeb.38.bias"
+
+
+@pytest.mark.parametrize(("name", "params", "operations"), [("acdnet", 4_735_378, 544_422_040), ("acdnet_micro", 131_474, 14_822_095)])
+def test_parameters_and_flops_as_the_paper_counts_them(name, params, operations):
+    """4.74 M and 544 M; 0.131 M and 14.8 M, which are 97.22 % and 97.28 % less."""
+    with on_meta():
+        model = create_model(f"audio/{name}", dims=1, num_classes=50)
+        assert count_params(model) == params
+    macs, others = sizes.operations(model)
+    assert macs + others == operations
+    if name == "acdnet_micro":
+        assert round(100 * (1 - params / 4_735_378), 2) == 97.22
+        assert round(100 * (1 - operations / 544_422_040), 2) == 97.28
+
+
+@pytest.mark.parametrize(
+    ("size", "windows"),
+    [(64, (2, 2, 2, 2, 2, 2)), (151, (2, 2, 2, 2, 2, 4)), (20, (2, 2, 2, 2, 1, 1)), (1, (1,) * 6), (3, (2, 1, 1, 1, 1, 1))],
+)
+def test_poolings_follow_from_the_size(plain, size, windows):
+    assert pool_sizes(size) == windows == tuple(plain("acdnet").halvings(size))
+
+
+def test_lengths_that_the_poolings_do_not_fit_are_refused_with_the_nearest_that_work():
+    assert frame_count(32000, 20000) == 159  # The official code believes in 160, and its last window of 5 finds 4.
+    with pytest.raises(ConfigError, match=r"gives 159 frames.* nearest lengths that work are 31999 and 32013") as caught:
+        ACDNet(length=32000, channels=NARROW)
+    for length in (31999, 32013):
+        ACDNet(length=length, channels=NARROW, num_classes=2).eval()(clips(length, 1))
+    assert "32000" in str(caught.value)
+    with pytest.raises(ConfigError, match="0 frames"):
+        ACDNet(length=5)
+
+
+def test_wrong_widths_are_refused():
+    for channels in ((8, 64), (*MICRO, 1), (0, *MICRO[1:])):
+        with pytest.raises(ConfigError, match="12 widths of 1 or more"):
+            ACDNet(channels=channels)
+
+
+def test_longer_clips_are_averaged_and_shorter_ones_refused():
+    model: Any = randomise(ACDNet(channels=NARROW, length=4000, num_classes=3), gain=2.0)
+    with torch.no_grad():
+        seen = []
+        model.tfeb[-3].register_forward_hook(lambda module, args, out: seen.append(out))
+        longer = model(clips(9000))
+        assert longer.shape == (2, 3) and seen[0].shape[-1] > 1
+        assert_near(longer, model.tfeb[-1](seen[0].mean((2, 3))), 1e-6)
+    with pytest.raises(UsageError, match="3999 samples is too short for this network; pad it to 4000"):
+        model(clips(3999))
+
+
+def test_every_parameter_gets_a_gradient():
+    torch.manual_seed(0)
+    model = ACDNet(channels=NARROW, length=4000, num_classes=3)
+    model(clips(4000, 4)).square().mean().backward()
+    assert without_gradient(model) == []
+
+
+def test_official_weights_tell_their_own_widths(plain, tmp_path):
+    """The released files hold the weights beside the list of widths."""
+    theirs = randomise(plain("acdnet").ACDNet(30225, 7, 20000, list(MICRO)), gain=2.0)
+    torch.save(theirs.state_dict(), tmp_path / "pruned.pt")
+    state = read_state(tmp_path / "pruned.pt")
+    assert arguments_of(state) == {"channels": list(MICRO), "num_classes": 7}
+    ours = ACDNet(**arguments_of(state)).eval()
+    load_weights(ours, state)
+    x = clips(30225, 1)
+    assert_near(ours(x).detach().softmax(1), theirs(x[:, :, None]).detach(), 1e-5)
+
+
+def test_ten_crops_vote(plain):
+    model: Any = randomise(ACDNet(channels=NARROW, length=1200, num_classes=3), gain=2.0)
+    for samples in (1, 1200, 5000):
+        sound = clips(samples, 1)[0]
+        theirs = plain("acdnet").crops(sound[0], 1200, 10)
+        assert torch.equal(crops(sound, 1200)[:, 0], theirs)
+        with torch.no_grad():
+            assert_near(vote(model, sound), twin(plain, model)(theirs[:, None, None]).mean(0), 1e-5)
+    with pytest.raises(UsageError, match="without samples"):
+        crops(torch.zeros(1, 0), 1200)
+
+
+def test_it_exports_with_a_free_batch():
+    model = filled(lambda: ACDNet(channels=NARROW, length=1200, num_classes=3), gain=2.0)
+    program = torch.export.export(model, (clips(1200),), dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=64)},)).module()
+    assert_near(program(clips(1200, 5)).detach(), model(clips(1200, 5)).detach(), 1e-6)
