@@ -79,8 +79,8 @@ class _Tile:
         pieces, steps = columns // across, (item * across, item * wide, item)
         self.wide_pieces = as_strided(first, (pieces, 4 * tall, across + _HALO), steps)
         self.narrow_pieces = as_strided(second, (pieces, 4 * tall, across), (item * across, item * columns, item))
-        steps = (item * tall * columns, item * down * columns, item * columns, item)
-        self.tall_pieces = as_strided(second, (4, rows // down, down + _HALO, columns), steps)
+        strides = (item * tall * columns, item * down * columns, item * columns, item)
+        self.tall_pieces = as_strided(second, (4, rows // down, down + _HALO, columns), strides)
         self.short_pieces = self.maps.reshape(4, rows // down, down, columns)
 
     def load(self, a: Plane, b: Plane) -> None:
