@@ -1,5 +1,7 @@
 """Sound: tagging, speakers, effects, a codec and distant speech. The manifest of the plugin, and nothing else."""
 
+from dataclasses import replace
+
 from cnnkit.plugin import Plugin
 from cnnkit.registry import Entry, Figures
 
@@ -49,6 +51,28 @@ MODELS: dict[str, Entry] = {
         ),
     ),
 }
+
+_TCN = Entry("cnnkit_audio.models.micro_tcn:MicroTCN", paper="micro-tcn", dims=_AUDIO, layouts=("official",))
+_SIZES = {"100": (4, 5), "300": (4, 13), "1000": (5, 5)}
+for _size, (_blocks, _kernel) in _SIZES.items():
+    for _letter, _how in (("c", "causal"), ("n", "not causal")):
+        MODELS[f"audio/micro_tcn_{_size}_{_letter}"] = replace(
+            _TCN,
+            summary=f"A compressor by {_blocks} convolutions whose dilation grows tenfold; {_size} ms, {_how}.",
+            args={"blocks": _blocks, "kernel": _kernel, "causal": _letter == "c"},
+        )
+MODELS["audio/tcn_300_n"] = replace(
+    _TCN,
+    summary="The paper's larger baseline: ten convolutions whose dilation doubles.",
+    args={"blocks": 10, "kernel": 15, "growth": 2, "causal": False},
+)
+MODELS["audio/lstm_32"] = Entry(
+    "cnnkit_audio.models.micro_tcn:LSTMEffect",
+    paper="micro-tcn",
+    summary="The paper's recurrent baseline: one LSTM over samples.",
+    dims=_AUDIO,
+    layouts=("official",),
+)
 
 PLUGIN = Plugin(
     name="audio",

@@ -7,6 +7,7 @@ it was not trained on.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import ClassVar
 
 from cnnkit.errors import ConfigError
@@ -98,3 +99,85 @@ class Embedder(SoundModel):
     def __init__(self, *, sample_rate: int, embedding_dim: int) -> None:
         super().__init__(sample_rate=sample_rate)
         self.embedding_dim = embedding_dim
+
+
+class Codec(SoundModel):
+    """A network that turns sound into whole numbers and back.
+
+    Args:
+        sample_rate: Samples per second.
+        levels: Levels of the code; the first few alone are a code too, of a lower rate.
+        groups: Numbers per level and code frame.
+        codebook_size: Values that each can take.
+        frame: Samples of a code frame.
+    """
+
+    job = "codec"
+
+    def __init__(self, *, sample_rate: int, levels: int, groups: int, codebook_size: int, frame: int) -> None:
+        super().__init__(sample_rate=sample_rate)
+        self.levels, self.groups, self.codebook_size, self.frame = levels, groups, codebook_size, frame
+
+    @property
+    def bits(self) -> int:
+        """Bits of one number."""
+        return (self.codebook_size - 1).bit_length()
+
+    @property
+    def level_rate(self) -> float:
+        """Bits per second of one level."""
+        return self.bits * self.groups * self.sample_rate / self.frame
+
+    @property
+    @abstractmethod
+    def reach(self) -> tuple[int, int, int]:
+        """How pieces of a long sound must lie for the same result, in code frames.
+
+        By how many they overlap on each side in :meth:`encode`, and in :meth:`decode`, and of how many their places are multiples.
+        """
+
+    @abstractmethod
+    def encode(self, x: Tensor, levels: int | None = None) -> Tensor:
+        """Return codes ``(B, levels, groups, ceil(T / frame))`` of waveforms ``(B, 1, T)``."""
+
+    @abstractmethod
+    def decode(self, codes: Tensor, samples: int | None = None) -> Tensor:
+        """Return waveforms ``(B, 1, samples)``, by default all that the codes hold."""
+
+
+class EffectStream(ABC):
+    """A device that sound runs through block by block, with the settings of its knobs fixed."""
+
+    @abstractmethod
+    def push(self, x: Tensor) -> Tensor:
+        """Return what comes out, ``(B, 1, m)``, when ``(B, 1, n)`` goes in; ``m`` is ``n`` once the device has heard its context."""
+
+
+class Effect(SoundModel):
+    """A network that does to sound what a device does.
+
+    Args:
+        sample_rate: Samples per second.
+        knobs: Names of the settings.
+        context: Samples of input that an output needs besides its own.
+        lookahead: How many of these come after it; 0 for a causal network, which can be played through.
+        delay: Samples by which the output comes late.
+
+    Shapes:
+        x: ``(B, 1, T)`` in [-1, 1], with knobs ``(B, K)``; the result is ``(B, 1, T - context)``.
+    """
+
+    job = "effect"
+
+    def __init__(self, *, sample_rate: int, knobs: Sequence[str], context: int, lookahead: int = 0, delay: int = 0) -> None:
+        super().__init__(sample_rate=sample_rate)
+        self.knobs = tuple(knobs)
+        self.context, self.lookahead, self.delay = context, lookahead, delay
+
+    @abstractmethod
+    def forward(self, x: Tensor, knobs: Tensor) -> Tensor:
+        """Return the processed sound, shorter by :attr:`context`."""
+
+    @abstractmethod
+    def stream(self, knobs: Tensor) -> EffectStream:
+        """Return the device with settings ``(B, K)`` for sound that comes in blocks; it has heard nothing yet."""
