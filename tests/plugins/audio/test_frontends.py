@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 import librosa
 import numpy as np
@@ -33,7 +36,7 @@ def close(ours: torch.Tensor, theirs: np.ndarray | torch.Tensor, tolerance: floa
 
 @pytest.mark.parametrize("htk", [False, True])
 @pytest.mark.parametrize(("power", "pad"), [(2.0, "reflect"), (1.0, "constant"), (2.0, "none")])
-def test_mel_energies_are_those_of_librosa(htk: bool, power: float, pad: str) -> None:
+def test_mel_energies_are_those_of_librosa(htk: bool, power: float, pad: Any) -> None:
     """1e-6 of the largest energy; HTK with area normalisation, as librosa combines them; a window shorter than the transform."""
     x = noise()
     front = LogMel(
@@ -49,7 +52,7 @@ def test_mel_energies_are_those_of_librosa(htk: bool, power: float, pad: str) ->
 
 
 @pytest.mark.parametrize(("ref", "top_db"), [(1.0, None), (0.5, 30.0), ("max", 80.0), ("max", None)])
-def test_decibels_are_those_of_librosa(ref: float | str, top_db: float | None) -> None:
+def test_decibels_are_those_of_librosa(ref: Any, top_db: float | None) -> None:
     """1e-4 dB; per clip: the quiet clip of a batch keeps its own loudest band."""
     x = torch.cat((noise(), 1e-3 * noise(seed=1)))
     ours = LogMel(sample_rate=RATE, n_fft=512, hop=160, ref=ref, top_db=top_db)(x)
@@ -60,7 +63,7 @@ def test_decibels_are_those_of_librosa(ref: float | str, top_db: float | None) -
 
 
 @pytest.mark.parametrize(("mel", "norm"), [("htk", None), ("slaney", "slaney")])
-def test_mel_spectrogram_is_that_of_torchaudio(mel: str, norm: str | None) -> None:
+def test_mel_spectrogram_is_that_of_torchaudio(mel: Any, norm: str | None) -> None:
     """1e-5 of the largest energy, the rounding of torchaudio's banks."""
     theirs = torchaudio.transforms.MelSpectrogram(
         RATE, n_fft=512, win_length=400, hop_length=160, n_mels=40, norm=norm, mel_scale=mel, window_fn=torch.hamming_window
@@ -80,16 +83,19 @@ def test_cepstra_are_those_of_librosa(lifter: int) -> None:
     close(Mfcc(mel=mel, coefficients=13, lifter=lifter)(x), theirs, 1e-3)
 
 
-KALDI = {
+KALDI: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "default": ({}, {}),
-    "ast": ({"window": "hann_symmetric", "n_mels": 128, "htk_compat": True}, {"window_type": "hanning", "num_mel_bins": 128, "htk_compat": True}),
+    "ast": ({"window": "hann_symmetric", "n_mels": 128}, {"window_type": "hanning", "num_mel_bins": 128}),
     "edges": ({"snip_edges": False}, {"snip_edges": False}),
-    "plain": ({"remove_dc": False, "preemphasis": 0.0, "power": 1.0}, {"remove_dc_offset": False, "preemphasis_coefficient": 0.0, "use_power": False}),
+    "gaps": ({"snip_edges": False, "frame_shift": 40.0}, {"snip_edges": False, "frame_shift": 40.0}),
+    "plain": ({"remove_dc": False, "preemphasis": 0.0}, {"remove_dc_offset": False, "preemphasis_coefficient": 0.0}),
+    "magnitude": ({"power": 1.0}, {"use_power": False}),
     "energy": ({"use_energy": True}, {"use_energy": True}),
     "energy last": ({"use_energy": True, "htk_compat": True}, {"use_energy": True, "htk_compat": True}),
-    "band": ({"f_min": 100.0, "f_max": -400.0, "window": "hamming_symmetric"}, {"low_freq": 100.0, "high_freq": -400.0, "window_type": "hamming"}),
+    "band": ({"f_min": 100.0, "f_max": -400.0}, {"low_freq": 100.0, "high_freq": -400.0}),
+    "hamming": ({"window": "hamming_symmetric"}, {"window_type": "hamming"}),
     "frames": ({"frame_length": 20.0, "frame_shift": 12.5}, {"frame_length": 20.0, "frame_shift": 12.5}),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", KALDI)
@@ -160,7 +166,7 @@ def test_bands_are_normalised_over_the_batch_on_request() -> None:
     assert not front.shift_invariant and front.eval().shift_invariant
 
 
-FRONTS = {
+FRONTS: dict[str, Callable[[], FrontEnd]] = {
     "panns": frontends.panns,
     "efficientat": frontends.efficientat,
     "ast": frontends.ast,
@@ -256,7 +262,7 @@ def test_features_move_with_the_signal(front: FrontEnd) -> None:
 )
 def test_contradictory_arguments_are_refused(arguments: dict[str, object]) -> None:
     """With what is accepted."""
-    with pytest.raises(ConfigError, match=r"accepted|known"):
+    with pytest.raises(ConfigError, match=r"accepted|known|leave them out"):
         LogMel(sample_rate=RATE, **arguments)  # type: ignore[arg-type]
 
 
@@ -270,3 +276,103 @@ def test_wrong_shapes_are_refused() -> None:
 def test_front_ends_add_nothing_to_a_checkpoint(front: FrontEnd) -> None:
     """Windows and banks are made, not stored."""
     assert not front.state_dict()
+
+
+TRANSFORMS = [
+    {"n_fft": 512, "hop": 128},
+    {"n_fft": 382, "hop": 80, "win_length": 320},
+    {"n_fft": 256, "hop": 100, "window": "hamming"},
+]
+
+
+@pytest.mark.parametrize("arguments", TRANSFORMS)
+def test_complex_spectra_are_those_of_torch(arguments: dict[str, Any]) -> None:
+    """1e-5 of the largest magnitude, for two channels; 1e-7 in float64, where the window is still of float32."""
+    x = torch.cat((noise(4_321, batch=2), noise(4_321, batch=2, seed=1)), 1)
+    length = arguments.get("win_length", arguments["n_fft"])
+    window = torch.hamming_window(length) if "window" in arguments else torch.hann_window(length)
+    for dtype, tolerance in ((torch.float32, 1e-5), (torch.float64, 1e-7)):
+        theirs = torch.stft(
+            x.flatten(0, 1).to(dtype), arguments["n_fft"], arguments["hop"], length, window.to(dtype), return_complex=True
+        ).unflatten(0, (2, 2))
+        ours = frontends.Stft(**arguments)(x.to(dtype))
+        assert ours.dtype == dtype and ours.shape[1] == 4
+        expected = torch.cat((theirs.real, theirs.imag), 1)
+        assert (ours - expected).abs().max() < tolerance * theirs.abs().max()
+
+
+@pytest.mark.parametrize("arguments", TRANSFORMS)
+@pytest.mark.parametrize("samples", [4_321, 4_000, 300])
+def test_the_inverse_gives_the_waveform_back(arguments: dict[str, Any], samples: int) -> None:
+    """1e-6 in float32, 1e-12 in float64, to the last sample; and slopes for both."""
+    forth, back = frontends.Stft(**arguments), frontends.InverseStft(**arguments)
+    for dtype, tolerance in ((torch.float32, 1e-6), (torch.float64, 1e-12)):
+        x = torch.cat((noise(samples, batch=2), noise(samples, batch=2, seed=1)), 1).to(dtype).requires_grad_()
+        z = forth(x)
+        assert z.shape[-1] == forth.frames(samples)
+        again = back(z, samples)
+        assert again.shape == x.shape and (again - x).abs().max() < tolerance
+        again.square().sum().backward()
+        assert x.grad is not None
+        torch.testing.assert_close(x.grad, 2 * x.detach(), rtol=0, atol=10 * tolerance)
+    assert back(z).shape[-1] == (forth.frames(samples) - 1) * arguments["hop"]
+
+
+def test_the_inverse_of_no_waveforms_spectra_is_that_of_torch() -> None:
+    """1e-6: the nearest waveform."""
+    z = torch.randn(1, 2, 129, 20, generator=torch.Generator().manual_seed(0))
+    theirs = torch.istft(torch.complex(z[:, 0], z[:, 1]), 256, 64, 256, torch.hann_window(256))
+    torch.testing.assert_close(frontends.InverseStft(n_fft=256, hop=64)(z)[0], theirs, rtol=0, atol=1e-6)
+
+
+def test_an_inverse_that_does_not_exist_is_refused() -> None:
+    """Periodic Hann windows that touch where they are zero, odd transforms, short clips."""
+    with pytest.raises(ConfigError, match="half of win_length"):
+        frontends.InverseStft(n_fft=256, hop=256)
+    with pytest.raises(ConfigError, match="even n_fft"):
+        frontends.Stft(n_fft=255, hop=64)
+    with pytest.raises(InputError, match="silence to 129"):
+        frontends.Stft(n_fft=256, hop=64)(torch.zeros(1, 1, 128))
+
+
+EXPORTED = {name: FRONTS[name] for name in ("efficientat", "kaldi", "cepstra")}
+
+
+@pytest.mark.parametrize("name", EXPORTED)
+def test_a_front_end_is_exported_for_any_length(name: str) -> None:
+    """torch.export 1e-5 of the features' range, ONNX (by onnxruntime) 1e-4, at two lengths that were not seen while exporting."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    front = EXPORTED[name]().eval()
+    samples = torch.export.Dim("samples", min=2_000, max=1_000_000)
+    program = torch.export.export(front, (noise(4_000),), dynamic_shapes=({2: samples},))
+    stream = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(program, dynamo=True, verbose=False).save(stream)  # type: ignore[union-attr, arg-type]
+    session = onnxruntime.InferenceSession(stream.getvalue(), providers=["CPUExecutionProvider"])
+    for length in (3_210, 8_000):
+        x = noise(length, seed=length)
+        expected = front(x)
+        span = float(expected.max() - expected.min())
+        torch.testing.assert_close(program.module()(x), expected, rtol=0, atol=1e-5 * span)
+        (exported,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+        assert np.abs(exported - expected.numpy()).max() < 1e-4 * span
+
+
+def test_spectra_and_their_inverse_are_exported() -> None:
+    """1e-5 of the waveform, by onnxruntime, for another length."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    arguments: dict[str, Any] = {"n_fft": 256, "hop": 80, "win_length": 200}
+    loop = torch.nn.Sequential(frontends.Stft(**arguments), frontends.InverseStft(**arguments))
+    hops = torch.export.Dim("hops", min=10, max=1_000)
+    program = torch.export.export(loop, (noise(4_000),), dynamic_shapes=({2: 80 * hops},))
+    stream = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(program, dynamo=True, verbose=False).save(stream)  # type: ignore[union-attr, arg-type]
+    session = onnxruntime.InferenceSession(stream.getvalue(), providers=["CPUExecutionProvider"])
+    x = noise(8_000, seed=3)
+    (exported,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    assert np.abs(exported - x.numpy()).max() < 1e-5

@@ -31,6 +31,11 @@ def table(values: np.ndarray) -> Tensor:
     return torch.as_tensor(np.ascontiguousarray(values, dtype=np.float32))
 
 
+def exported(values: np.ndarray, like: Tensor) -> Tensor:
+    """Return an array as a constant of the program that is being exported; in the module it takes no memory."""
+    return torch.from_numpy(values.astype(np.float32)).to(like.device, like.dtype)
+
+
 def window_function(kind: Window, length: int) -> np.ndarray:
     """Return a window in float64.
 
@@ -82,8 +87,10 @@ class Framing:
     @classmethod
     def kaldi(cls, length: int, hop: int, *, snip_edges: bool) -> Framing:
         """Frames inside the clip, or (without ``snip_edges``) one per hop with the clip mirrored at its ends."""
-        left = 0 if snip_edges else length // 2 - hop // 2
-        return cls(length, hop, left, 0 if snip_edges else length, "none" if snip_edges else "symmetric")
+        if snip_edges:
+            return cls(length, hop, 0, 0, "none")
+        left = length // 2 - hop // 2
+        return cls(length, hop, left, length - left - hop + hop // 2, "symmetric")
 
     @property
     def least(self) -> int:
@@ -94,25 +101,22 @@ class Framing:
 
     def count(self, samples: int) -> int:
         """Return the number of frames of so many samples."""
-        if self.padding == "symmetric":
-            return (samples + self.hop // 2) // self.hop
         return (samples + self.left + self.right - self.length) // self.hop + 1
 
     def pad(self, x: Tensor) -> Tensor:
         """Return clips ``(B, T)`` with what lies before and behind them."""
-        if self.padding == "symmetric":
-            crop = x[:, max(-self.left, 0) :]
-            return torch.cat((x[:, : max(self.left, 0)].flip(-1), crop, x[:, -self.right :].flip(-1)), -1)
-        if self.left < 0 or self.right < 0:  # The window is shorter than its transform, and nothing is made up.
-            return x[:, max(-self.left, 0) : x.shape[-1] + min(self.right, 0)]
-        if self.padding == "none" or (self.left == 0 and self.right == 0):
+        if self.left < 0 or self.right < 0:  # Frames that do not reach the ends of the clip.
+            x = x[:, max(-self.left, 0) : x.shape[-1] + min(self.right, 0)]
+        left, right = max(self.left, 0), max(self.right, 0)
+        if left == 0 and right == 0:
             return x
-        return F.pad(x[:, None], (self.left, self.right), mode=self.padding)[:, 0]
+        if self.padding == "symmetric":
+            return torch.cat((x[:, :left].flip(-1), x, x[:, x.shape[-1] - right :].flip(-1)), -1)
+        return F.pad(x[:, None], (left, right), mode=self.padding)[:, 0]
 
     def cut(self, x: Tensor) -> Tensor:
         """Return the frames ``(B, frames, length)`` of clips ``(B, T)``."""
-        frames = self.pad(x).unfold(-1, self.length, self.hop)
-        return frames[:, : self.count(x.shape[-1])] if self.padding == "symmetric" else frames
+        return self.pad(x).unfold(-1, self.length, self.hop)
 
 
 class FrontEnd(nn.Module, ABC):

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from cnnkit.errors import ConfigError
 from torch import Tensor, nn
 
-from cnnkit_audio.frontends._base import Framing, Window, table, window_function
+from cnnkit_audio.frontends._base import Framing, Window, exported, table, window_function
 
 
 class Spectrum(nn.Module):
@@ -55,10 +55,11 @@ class Spectrum(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the energies (or another power of the magnitudes)."""
         if torch.compiler.is_exporting():
-            real, imag = self._convolved(x)
-        else:
-            spectrum = torch.fft.rfft(self._prepared(self.framing.cut(x)) * self.window.to(x.dtype), self.n_fft)
-            real, imag = spectrum.real, spectrum.imag
+            return self._magnitudes(*self._convolved(x)).transpose(1, 2)
+        spectrum = torch.fft.rfft(self._prepared(self.framing.cut(x)) * self.window.to(x.dtype), self.n_fft)
+        return self._magnitudes(spectrum.real, spectrum.imag)
+
+    def _magnitudes(self, real: Tensor, imag: Tensor) -> Tensor:
         energy = torch.addcmul(real.square(), imag, imag)
         if self.power == 2.0:
             return energy
@@ -75,11 +76,9 @@ class Spectrum(nn.Module):
         return frames
 
     def _convolved(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        kernels = _constant(self.kernels(), x)
-        product = F.conv1d(self.framing.pad(x)[:, None], kernels, stride=self.framing.hop).transpose(1, 2)
-        if self.framing.padding == "symmetric":
-            product = product[:, : self.framing.count(x.shape[-1])]
-        return product.chunk(2, -1)  # type: ignore[return-value]
+        kernels = exported(self.kernels(), x)
+        product = F.conv1d(self.framing.pad(x)[:, None], kernels, stride=self.framing.hop)
+        return product.chunk(2, 1)  # type: ignore[return-value]
 
     def kernels(self) -> np.ndarray:
         """Return the real and imaginary kernels ``(2 * (n_fft // 2 + 1), 1, length)`` that do the same as preparation and FFT."""
@@ -92,10 +91,6 @@ class Spectrum(nn.Module):
         prepare *= window_function(self.kind, length)[:, None]
         waves = np.fft.rfft(prepare, self.n_fft, axis=0)
         return np.concatenate((waves.real, waves.imag))[:, None]
-
-
-def _constant(values: np.ndarray, like: Tensor) -> Tensor:
-    return torch.from_numpy(values.astype(np.float32)).to(like.device, like.dtype)
 
 
 class Bank(nn.Module):
@@ -122,7 +117,9 @@ class Bank(nn.Module):
     def forward(self, energies: Tensor) -> Tensor:
         """Return the energies of the bands."""
         banks = self.banks.to(energies.dtype)
-        if torch.compiler.is_exporting() or energies.device.type != "cpu":
+        if torch.compiler.is_exporting():
+            return F.conv1d(energies.transpose(1, 2), banks.T[..., None])
+        if energies.device.type != "cpu":
             return (energies @ banks).transpose(1, 2)
         sums = [energies[..., low:high] @ banks[low:high, first:last] for first, last, low, high in self.groups]
         return torch.cat(sums, -1).transpose(1, 2)

@@ -6,6 +6,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from cnnkit.errors import ConfigError
 from torch import Tensor, nn
 
@@ -300,7 +301,7 @@ class Mfcc(FrontEnd):
 
     def features(self, x: Tensor) -> Tensor:
         """Return ``(B, coefficients, frames)``."""
-        return self.matrix.to(x.dtype) @ self.mel.features(x)
+        return F.conv1d(self.mel.features(x), self.matrix.to(x.dtype)[..., None])
 
     def frames(self, samples: int) -> int:
         """Return the number of frames."""
