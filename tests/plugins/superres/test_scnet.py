@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from cnnkit.backbones import create_model
 from cnnkit.count import count_params, on_meta
 from cnnkit.errors import ConfigError
+from cnnkit.layers.fuse import fuse
 from cnnkit.testing.compare import assert_near, assert_same_keys, image, randomise
 from cnnkit.weights import load_weights
 from cnnkit_superres.models.scnet import STEPS, SCNet, ShiftBlock
@@ -27,6 +30,34 @@ def test_it_is_the_papers_code(plain, scale, shuffle):
         x = image(*size)
         assert_near(ours.float()(x), theirs.float()(x))
         assert_near(ours.double()(x.double()), theirs.double()(x.double()), 1e-10)
+
+
+@pytest.mark.parametrize("channels", [16, 19])
+@pytest.mark.parametrize("size", [(9, 12), (1, 5), (6, 1), (1, 1)])
+def test_the_merged_form_computes_the_same(channels, size):
+    """In memory that is written over; with gradients, without writing over it; biases and channels that stay in place count."""
+    model = randomise(SCNet(scale=2, channels=channels, depth=3, pixel_shuffle=True)).double().eval()
+    x = torch.randn(2, 3, *size, dtype=torch.float64)
+    expected = model(x).detach()
+    merged = fuse(copy.deepcopy(model), x)
+    assert count_params(merged) == count_params(model) and len(merged.body.state_dict()) == 6
+    with torch.no_grad():
+        assert_near(merged(x), expected, 1e-12)
+        assert_near(merged(x), expected, 1e-12)  # Nothing is left of the first pass.
+    out = merged(x)
+    assert_near(out.detach(), expected, 1e-12)
+    out.sum().backward()
+    assert all(parameter.grad is not None for parameter in merged.parameters())
+    exported = torch.export.export(merged, (x,)).module()
+    assert_near(exported(x).detach(), expected, 1e-12)
+
+
+def test_the_merged_form_takes_the_products_of_half_precision():
+    model = fuse(SCNet(scale=2, channels=16, depth=2, pixel_shuffle=True).eval(), image(4, 4))
+    with torch.no_grad():
+        expected = model(image(5, 6))
+        with torch.autocast("cpu", torch.bfloat16):
+            assert_near(model(image(5, 6)).float(), expected, 2e-2)
 
 
 @pytest.mark.parametrize(("name", "depth", "shuffle"), [("t", 16, False), ("t_ps", 16, True), ("b", 64, True)])

@@ -15,9 +15,13 @@ here it has twice the blocks of B. Keys are those of the official code.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
+import torch
 import torch.nn.functional as F
 from cnnkit.errors import ConfigError
-from cnnkit.layers.spatial_shift import SpatialShift
+from cnnkit.layers.spatial_shift import SpatialShift, spatial_shift
 from cnnkit.weights import Layout
 from torch import Tensor, nn
 
@@ -42,6 +46,77 @@ class ShiftBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Add what the neighbours say."""
         return self.conv2(self.relu(self.shift(self.conv1(x)))).add_(x)
+
+
+class ShiftBody(nn.Sequential):
+    """Blocks one after the other; inference computes them in memory that all of them use.
+
+    Args:
+        channels: Features.
+        depth: Blocks.
+    """
+
+    def __init__(self, channels: int, depth: int) -> None:
+        super().__init__(*(ShiftBlock(channels) for _ in range(depth)))
+
+    def merged(self) -> nn.Module:
+        """Return the blocks as matrix products that add to one map."""
+        return _ProductBody([(block.conv1, block.conv2) for block in self]) if len(self) else nn.Identity()  # type: ignore[misc]
+
+
+class _ProductBody(nn.Module):
+    """:class:`ShiftBody` in inference: ``x += [W2 b2] [relu(shift([W1 b1] [x; 1])); 1]``, a row of ones taking the biases in.
+
+    So a block reads and writes memory for two products and for one copy that shifts and cuts off at zero.
+    """
+
+    def __init__(self, pairs: Sequence[tuple[nn.Conv2d, nn.Conv2d]]) -> None:
+        super().__init__()
+        self.first, self.second = (
+            nn.ParameterList(torch.cat([conv.weight.detach().flatten(1), conv.bias.detach()[:, None]], 1) for conv in convs)  # type: ignore[union-attr]
+            for convs in zip(*pairs, strict=True)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(B, C, H, W)`` to the same shape."""
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return self._as_written(x)
+        channels, *sides = x.shape[1:]
+        one: Tensor = self.first[0]
+        features, moved = (one.new_ones(channels + 1, math.prod(sides)) for _ in range(2))
+        mixed = one.new_empty(channels, math.prod(sides))
+        result = torch.empty_like(x, dtype=one.dtype, memory_format=torch.contiguous_format)
+        for picture, out in zip(x, result, strict=True):
+            features[:channels].view_as(out).copy_(picture)
+            for first, second in zip(self.first, self.second, strict=True):
+                torch.mm(first, features, out=mixed)
+                _shift_and_cut(mixed.view_as(out), moved[:channels].view_as(out))
+                features[:channels].addmm_(second, moved)
+            out.copy_(features[:channels].view_as(out))
+        return result
+
+    def _as_written(self, x: Tensor) -> Tensor:
+        """Compute the same without writing over anything: gradients and exported graphs need every value."""
+        for first, second in zip(self.first, self.second, strict=True):
+            mixed = F.conv2d(x, first[:, :-1, None, None], first[:, -1])
+            x = x + F.conv2d(F.relu(spatial_shift(mixed, STEPS)), second[:, :-1, None, None], second[:, -1])
+        return x
+
+
+def _shift_and_cut(x: Tensor, moved: Tensor) -> None:
+    """Write ``relu(shift(x))`` of ``(C, H, W)``, every value once: the zeros that enter along each axis, then what stays inside."""
+    group = len(x) // len(STEPS)
+    torch.clamp_min(x[len(STEPS) * group :], 0, out=moved[len(STEPS) * group :])
+    for index, step in enumerate(STEPS):
+        source, target = (part[index * group : (index + 1) * group] for part in (x, moved))
+        for axis, distance in enumerate(step, start=1):
+            stays = max(x.shape[axis] - abs(distance), 0)
+            edge = x.shape[axis] - stays
+            if distance:
+                target.narrow(axis, 0 if distance > 0 else stays, edge).zero_()
+            target = target.narrow(axis, edge if distance > 0 else 0, stays)
+            source = source.narrow(axis, 0 if distance > 0 else edge, stays)
+        torch.clamp_min(source, 0, out=target)
 
 
 class InterpolatedUp(nn.Module):
@@ -111,7 +186,7 @@ class SCNet(SuperResolver):
         if channels < len(STEPS):
             raise ConfigError(f"channels={channels} cannot move in {len(STEPS)} directions; give {len(STEPS)} or more")
         self.conv_first = nn.Conv2d(in_chans, channels, 1)
-        self.body = nn.Sequential(*(ShiftBlock(channels) for _ in range(depth)))
+        self.body = ShiftBody(channels, depth)
         self.ups = [f"upconv{stage}" for stage in range(1, len(STAGES[scale]) + 1)]
         for name, factor in zip(self.ups, STAGES[scale], strict=True):
             self.add_module(name, (ShuffledUp if pixel_shuffle else InterpolatedUp)(channels, factor))
