@@ -99,6 +99,11 @@ class Framing:
         mirrored = {"reflect": max(self.left, self.right) + 1, "symmetric": max(self.left, self.right)}
         return max(inside, mirrored.get(self.padding, 1), 1)
 
+    @property
+    def reach(self) -> int:
+        """Frame ``t`` is there, with nothing made up on its right, from ``t * hop + reach`` samples on."""
+        return self.length - self.left - min(self.right, 0)
+
     def count(self, samples: int) -> int:
         """Return the number of frames of so many samples."""
         return (samples + self.left + self.right - self.length) // self.hop + 1
@@ -157,7 +162,7 @@ class FrontEnd(nn.Module, ABC):
         exporting = torch.compiler.is_exporting()
         if not exporting and x.shape[-1] < self.least:
             raise InputError(f"a clip of {x.shape[-1]} samples is too short for this front end; pad it with silence to {self.least}")
-        precise = contextlib.nullcontext() if exporting else torch.autocast(x.device.type, enabled=False)
+        precise = contextlib.nullcontext() if exporting or x.is_meta else torch.autocast(x.device.type, enabled=False)
         with precise:
             wide = x[:, 0].float() if x.dtype in (torch.float16, torch.bfloat16) else x[:, 0]
             return self.features(wide)[:, None].to(x.dtype)

@@ -141,7 +141,7 @@ class LogMel(FrontEnd):
             bands=n_mels,
             hop=hop,
             left=framing.left,
-            right=framing.length - framing.left + extra,
+            right=framing.reach + extra,
             least=framing.least + extra,
         )
         self.framing, self.preemphasis = framing, preemphasis
@@ -237,7 +237,7 @@ class Fbank(FrontEnd):
             bands=n_mels + int(use_energy),
             hop=hop,
             left=framing.left,
-            right=length - framing.left,
+            right=framing.reach,
             least=framing.least,
         )
         self.framing, self.scale, self.remove_dc = framing, scale, remove_dc
