@@ -41,11 +41,17 @@ class AugmentConfig:
         mix_alpha: Both parameters of the Beta distribution of mixup.
         gain_db: Largest random gain in decibels, up or down.
         roll: Shift the clip in a circle by a random amount.
-        noise_db: Least signal-to-noise ratio of added white noise; none if absent.
+        noise_db: Least signal-to-noise ratio of added noise; none if absent.
+        noise_span_db: The ratio is drawn from there up to so many decibels more.
+        noise_colour: ``"white"``, ``"pink"``, ``"brown"``, or ``"any"`` of them.
         reverb: Share of clips that a random room's decaying noise is convolved with.
+        rt60: Shortest and longest reverberation time in seconds.
         freq_mask: Largest number of bands that SpecAugment hides.
         time_mask: Largest number of frames that SpecAugment hides.
         speed: Largest relative change of speed (and pitch).
+        pitch: Largest shift of the pitch in semitones, at the same tempo.
+        time_scale: Largest relative change of the tempo, at the same pitch.
+        clipping: Largest share of samples whose peaks are cut off.
     """
 
     mix: Literal["none", "mixup", "between_class"] = "none"
@@ -53,7 +59,13 @@ class AugmentConfig:
     gain_db: float = 0.0
     roll: bool = False
     noise_db: float | None = None
+    noise_span_db: float = 20.0
+    noise_colour: Literal["white", "pink", "brown", "any"] = "white"
     reverb: float = 0.0
+    rt60: tuple[float, float] = (0.1, 0.8)
     freq_mask: int = 0
     time_mask: int = 0
     speed: float = 0.0
+    pitch: float = 0.0
+    time_scale: float = 0.0
+    clipping: float = 0.0
