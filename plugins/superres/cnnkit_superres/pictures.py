@@ -20,7 +20,7 @@ import numpy as np
 from cnnkit.errors import CnnkitError, InputError, InputWarning
 from numpy.typing import NDArray
 
-__all__ = ["FORMATS", "SUFFIXES", "Metadata", "Picture", "Source", "open_source"]
+__all__ = ["FORMATS", "PEAKS", "SUFFIXES", "Metadata", "Picture", "Source", "open_source"]
 
 Nonfinite = Literal["refuse", "zero"]
 
@@ -67,7 +67,13 @@ _REFUSED: tuple[tuple[bytes, str], ...] = (
     (b"<svg", "an SVG drawing"),
     (b"<?xml", "an XML document"),
 )
-_PEAKS = {np.dtype(np.uint8): 255.0, np.dtype(np.uint16): 65535.0}
+PEAKS: dict[np.dtype[Any], float] = {
+    np.dtype(np.uint8): 255.0,
+    np.dtype(np.uint16): 65535.0,
+    np.dtype(np.float32): 1.0,
+    np.dtype(np.float64): 1.0,
+}
+"""Types of pixels that are enlarged, and the value of white in each; files are read as all but the last."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +100,8 @@ class Picture:
         if alpha is not None and (alpha.shape != pixels.shape[:2] or alpha.dtype != pixels.dtype):
             raise ValueError(f"alpha {alpha.shape} {alpha.dtype} does not fit pixels {pixels.shape} {pixels.dtype}")
         if not self.peak:
-            object.__setattr__(self, "peak", _PEAKS.get(pixels.dtype) or max(1.0, float(pixels.max())))
+            white = PEAKS[pixels.dtype]
+            object.__setattr__(self, "peak", max(white, float(pixels.max())) if pixels.dtype.kind == "f" else white)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -104,7 +111,7 @@ class Picture:
     @property
     def opaque(self) -> float:
         """The value of full opacity: 255, 65535, or 1 for float32, however bright the colours are."""
-        return _PEAKS.get(self.pixels.dtype, 1.0)
+        return PEAKS[self.pixels.dtype]
 
     def samples(self) -> NDArray[Any]:
         """Return colours and alpha as one array ``(H, W, 1 to 4)``."""

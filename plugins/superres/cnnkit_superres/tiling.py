@@ -26,18 +26,12 @@ from torch import Tensor, nn
 
 from cnnkit_superres.memory import largest_side, out_of_memory
 from cnnkit_superres.models._base import SuperResolver
+from cnnkit_superres.pictures import PEAKS
 from cnnkit_superres.receptive import reach
 
 Pixels = NDArray[Any]
 Progress = Callable[[int, int], object]
 
-PEAKS: dict[np.dtype[Any], float] = {
-    np.dtype(np.uint8): 255.0,
-    np.dtype(np.uint16): 65535.0,
-    np.dtype(np.float32): 1.0,
-    np.dtype(np.float64): 1.0,
-}
-"""Types of pixels, and the value of white in each."""
 OVERLAP = 32
 """Surroundings of approximate tiles where none are given."""
 SMALLEST_TILE = 32
