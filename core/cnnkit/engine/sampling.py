@@ -156,9 +156,10 @@ class EpochLoader:
         dataset: Answers the positions that the sampler yields.
         sampler: Yields the positions of each batch; has ``set_epoch``.
         workers: Processes that load; 0 for the training process itself.
+        collate: Makes a batch of items; by default equal shapes are stacked.
     """
 
-    def __init__(self, dataset: Any, sampler: Any, *, workers: int = 0) -> None:
+    def __init__(self, dataset: Any, sampler: Any, *, workers: int = 0, collate: Callable[[list[Any]], Any] | None = None) -> None:
         self.dataset, self.sampler = dataset, sampler
         self._loader = DataLoader(
             dataset,
@@ -166,6 +167,7 @@ class EpochLoader:
             num_workers=workers,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=workers > 0,
+            collate_fn=collate,
             generator=torch.Generator(),  # Otherwise each epoch draws from the generator of dropout.
         )
 
