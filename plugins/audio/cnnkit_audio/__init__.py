@@ -1,6 +1,10 @@
 """Sound: tagging, speakers, effects, a codec and distant speech. The manifest of the plugin, and nothing else."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from cnnkit.plugin import Plugin
 from cnnkit.registry import Entry, Figures
@@ -10,7 +14,35 @@ _AUDIO = (1,)
 
 _ACDNET = "The paper counts pooling, rectifiers and the softmax too; with these ours is the same (compress.sizes)."
 
+_PANNS = "The paper counts multiplications and additions apart, and the Fourier transform as a convolution."
+_TEN = (320_000,)
+_CNN10 = {"widths": (64, 128, 256, 512), "pools": 4}
+_CNN6 = {**_CNN10, "kernel_size": 5}
+
+
+def _panns(summary: str, args: Mapping[str, Any], figures: Figures | None = None) -> Entry:
+    figures = figures or Figures()
+    target = "cnnkit_audio.models.panns:Pann"
+    return Entry(target, "convnext-audioset", f"{summary}.", dims=_AUDIO, args=args, figures=figures, layouts=("official",))
+
+
 MODELS: dict[str, Entry] = {
+    "audio/convnext_tiny": Entry(
+        "cnnkit_audio.models.convnext_audio:ConvNeXtAudio",
+        paper="convnext-audioset",
+        summary="ConvNeXt-Tiny on spectrograms of 224 bands; starts from ImageNet, gives embeddings (Pellegrini et al., 2023).",
+        dims=_AUDIO,
+        figures=Figures(params_m=28.222767, quality="0.471 mAP on AudioSet"),
+        layouts=("official",),
+    ),
+    "audio/panns_cnn6": _panns(
+        "CNN6 of PANNs (Kong et al., 2020)", _CNN6, Figures(4.837455, 21.986, _TEN, "0.343 mAP", None, 9.966, _PANNS)
+    ),
+    "audio/panns_cnn10": _panns("CNN10 of PANNs", _CNN10, Figures(5.219279, 28.166, _TEN, "0.380 mAP", None, 13.049, _PANNS)),
+    "audio/panns_cnn14": _panns("CNN14 of PANNs", {}, Figures(80.753615, 42.22, _TEN, "0.431 mAP", None, 20.07, _PANNS)),
+    "audio/panns_cnn6_dsc": _panns("CNN6 with depthwise-separable convolutions (Pellegrini et al., 2023)", {**_CNN6, "separable": True}),
+    "audio/panns_cnn10_dsc": _panns("CNN10 with depthwise-separable convolutions", {**_CNN10, "separable": True}),
+    "audio/panns_cnn14_dsc": _panns("CNN14 with depthwise-separable convolutions", {"separable": True}),
     "audio/acdnet": Entry(
         "cnnkit_audio.models.acdnet:ACDNet",
         paper="acdnet",
@@ -74,6 +106,46 @@ MODELS["audio/lstm_32"] = Entry(
     layouts=("official",),
 )
 
+_TDNN = Entry(
+    "cnnkit_audio.models.efficient_tdnn:EfficientTDNN",
+    paper="efficienttdnn",
+    summary="Speaker embeddings by an ECAPA-TDNN: the base of the paper, and what a search in its supernet cuts out.",
+    dims=_AUDIO,
+    layouts=("official",),
+    figures=Figures(5.79, 1.45, (48000,), "0.94 % EER on VoxCeleb1-O with AS-norm"),
+)
+_TDNN_NOTE = "the paper counts two operations for each value of a batch normalisation, and leaves out the front end"
+MODELS["audio/efficient_tdnn"] = _TDNN
+MODELS["audio/efficient_tdnn_mobile"] = replace(
+    _TDNN,
+    summary="Speaker embeddings by the mobile network that the paper found in its supernet.",
+    args={"channels": (384, 256, 256, 256), "kernels": (5, 3, 3, 3), "cat": 768},
+    figures=Figures(2.42, 0.571, (48000,), "1.41 % EER on VoxCeleb1-O with AS-norm", counted_gmacs=0.5754, note=_TDNN_NOTE),
+)
+MODELS["audio/efficient_tdnn_small"] = replace(
+    _TDNN,
+    summary="Speaker embeddings by the small network that the paper found in its supernet.",
+    args={"channels": (256, 256, 256), "kernels": (3, 3, 3), "cat": 400},
+    figures=Figures(0.8992, 0.204, (48000,), "2.20 % EER on VoxCeleb1-O with AS-norm", counted_gmacs=0.2092, note=_TDNN_NOTE),
+)
+MODELS["audio/efficient_tdnn_supernet"] = replace(
+    _TDNN,
+    target="cnnkit_audio.models.efficient_tdnn_supernet:EfficientTDNNSupernet",
+    summary="The supernet of EfficientTDNN: elastic depth, kernels and widths in one set of weights, to train once and search in.",
+    figures=Figures(quality="1.44 % EER on VoxCeleb1-O as its largest network"),
+)
+
+_ESC = Entry(
+    "cnnkit_audio.models.esc:ESC",
+    paper="esc-codec",
+    summary="Speech at 1.5 to 9 kbit/s: window attention on the complex spectrum, quantised scale by scale.",
+    dims=_AUDIO,
+    figures=Figures(params_m=8.39),
+    layouts=("official",),
+)
+MODELS["audio/esc_base"] = _ESC
+MODELS["audio/esc_large"] = _ESC.variant(Figures(params_m=15.58), depth=4)
+
 PLUGIN = Plugin(
     name="audio",
     api=1,
@@ -82,4 +154,9 @@ PLUGIN = Plugin(
     run="cnnkit_audio.args:Run",
     requires=("scipy", "soundfile", "torchaudio"),
     models=MODELS,
+    commands={
+        "search": "cnnkit_audio.embedding.commands:search",
+        "verify": "cnnkit_audio.embedding.commands:verify",
+        "compress": "cnnkit_audio.compress_command:compress",
+    },
 )
