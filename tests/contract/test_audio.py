@@ -77,6 +77,7 @@ class TestEmbedding(TaskContract):
 
 class TestCodec(TaskContract):
     plugin = "audio"
+    lr = 3e-3
     config = {
         "network": {
             "name": "audio/esc_base",

@@ -10,12 +10,15 @@ from cnnkit.options import RunOptions, option
 
 SOUNDS = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".caf", ".w64", ".rf64")
 
+BITS = ".esc"
+"""Ending of the bit files of codecs."""
+
 
 @dataclass(frozen=True)
 class Run(RunOptions):
     """Listen to recordings: WAV, FLAC, Ogg, MP3 and others, or a folder of these."""
 
-    suffixes: ClassVar[tuple[str, ...]] = SOUNDS
+    suffixes: ClassVar[tuple[str, ...]] = (*SOUNDS, BITS)
     writes: ClassVar[str] = "NAME.cnnkit.results.csv, NAME.txt (Audacity labels), NAME.png"
 
     hop: float | None = option(None, "Seconds between the starts of two windows; half a window by default.", metavar="SECONDS")
@@ -24,9 +27,15 @@ class Run(RunOptions):
     merge: bool = option(True, "Join neighbouring windows with the same label into one row.")
     picture: bool = option(True, "Draw the spectrogram with the labels over time.")
     embeddings: bool = option(False, "Write NAME.npz with the vector of each window.")
+    knobs: str = option("", "Settings of a modelled device, with networks of effects.", metavar="NAME=VALUE,...")
+    levels: int | None = option(
+        None, "Levels of the code, which set its rate, for networks that code speech; all by default.", metavar="N"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.levels is not None and self.levels < 1:
+            raise UsageError(f"--levels {self.levels} would code nothing; accepted: 1 or more")
         if self.hop is not None and not self.hop > 0:
             raise UsageError(f"--hop {self.hop} is no time; accepted: more than 0 seconds")
         if not 0 <= self.threshold <= 1:

@@ -101,50 +101,6 @@ class Embedder(SoundModel):
         self.embedding_dim = embedding_dim
 
 
-class Codec(SoundModel):
-    """A network that turns sound into whole numbers and back.
-
-    Args:
-        sample_rate: Samples per second.
-        levels: Levels of the code; the first few alone are a code too, of a lower rate.
-        groups: Numbers per level and code frame.
-        codebook_size: Values that each can take.
-        frame: Samples of a code frame.
-    """
-
-    job = "codec"
-
-    def __init__(self, *, sample_rate: int, levels: int, groups: int, codebook_size: int, frame: int) -> None:
-        super().__init__(sample_rate=sample_rate)
-        self.levels, self.groups, self.codebook_size, self.frame = levels, groups, codebook_size, frame
-
-    @property
-    def bits(self) -> int:
-        """Bits of one number."""
-        return (self.codebook_size - 1).bit_length()
-
-    @property
-    def level_rate(self) -> float:
-        """Bits per second of one level."""
-        return self.bits * self.groups * self.sample_rate / self.frame
-
-    @property
-    @abstractmethod
-    def reach(self) -> tuple[int, int, int]:
-        """How pieces of a long sound must lie for the same result, in code frames.
-
-        By how many they overlap on each side in :meth:`encode`, and in :meth:`decode`, and of how many their places are multiples.
-        """
-
-    @abstractmethod
-    def encode(self, x: Tensor, levels: int | None = None) -> Tensor:
-        """Return codes ``(B, levels, groups, ceil(T / frame))`` of waveforms ``(B, 1, T)``."""
-
-    @abstractmethod
-    def decode(self, codes: Tensor, samples: int | None = None) -> Tensor:
-        """Return waveforms ``(B, 1, samples)``, by default all that the codes hold."""
-
-
 class EffectStream(ABC):
     """A device that sound runs through block by block, with the settings of its knobs fixed."""
 
@@ -180,4 +136,4 @@ class Effect(SoundModel):
 
     @abstractmethod
     def stream(self, knobs: Tensor) -> EffectStream:
-        """Return the device with settings ``(B, K)`` for sound that comes in blocks; it has heard nothing yet."""
+        """Return the device with settings ``(1, K)`` for sound that comes in blocks; it has heard nothing yet."""

@@ -145,7 +145,7 @@ class MicroTCN(Effect):
         return self.output(x).tanh()
 
     def stream(self, knobs: Tensor) -> EffectStream:
-        """Return the device with its knobs fixed, ``(1, K)``, for blocks ``(1, 1, n)``."""
+        """Return the device with its knobs fixed, ``(1, K)``, for blocks ``(B, 1, n)``."""
         condition = self.gen(knobs)
         return _TCNStream([_fixed(block, condition) for block in self.blocks], self.output)  # type: ignore[arg-type]
 
@@ -157,14 +157,14 @@ class _FixedBlock:
     block: TCNBlock
     weight: Tensor
     bias: Tensor
-    held: Tensor
+    held: Tensor | None = None
 
     def push(self, x: Tensor) -> Tensor:
-        x = torch.cat([self.held, x], dim=2)
+        x = x if self.held is None else torch.cat([self.held, x], dim=2)
         context = self.block.context
         self.held = x[..., max(0, x.shape[2] - context) :]
         if x.shape[2] <= context:
-            return x.new_zeros(1, self.weight.shape[0], 0)
+            return x.new_zeros(len(x), self.weight.shape[0], 0)
         out = F.conv1d(x, self.weight, self.bias, dilation=self.block.conv1.dilation)
         return self.block.relu(out) + self.block.residual(x)
 
@@ -172,7 +172,7 @@ class _FixedBlock:
 def _fixed(block: TCNBlock, condition: Tensor) -> _FixedBlock:
     scale, shift = (value[0] for value in block.film.affine(condition))
     weight = block.conv1.weight
-    return _FixedBlock(block, weight * scale[:, None, None], shift, weight.new_zeros(1, weight.shape[1], 0))
+    return _FixedBlock(block, weight * scale[:, None, None], shift)
 
 
 class _TCNStream(EffectStream):
@@ -183,7 +183,7 @@ class _TCNStream(EffectStream):
         """Return the outputs that ``x`` completes."""
         for block in self.blocks:
             x = block.push(x)
-        return self.output(x).tanh() if x.shape[2] else x.new_zeros(1, 1, 0)
+        return self.output(x).tanh() if x.shape[2] else x.new_zeros(len(x), 1, 0)
 
 
 class LSTMEffect(Effect):
@@ -214,7 +214,7 @@ class LSTMEffect(Effect):
         return self.linear(out).tanh().permute(1, 2, 0), state
 
     def stream(self, knobs: Tensor) -> EffectStream:
-        """Return the device with its knobs fixed, ``(B, K)``."""
+        """Return the device with its knobs fixed, ``(1, K)``, for blocks ``(B, 1, n)``."""
         return _LSTMStream(self, knobs)
 
 
@@ -227,5 +227,5 @@ class _LSTMStream(EffectStream):
         """Return as many outputs as inputs."""
         if not x.shape[2]:
             return x
-        out, self.state = self.model.run(x, self.knobs, self.state)
+        out, self.state = self.model.run(x, self.knobs.expand(len(x), -1), self.state)
         return out

@@ -1,0 +1,1 @@
+"""Devices that change sound, learnt from what goes in and what comes out."""
