@@ -100,3 +100,12 @@ class TestEffectTask(TaskContract):
 
     def example_input(self, folder: Path) -> Path:
         return recording(folder / "drums.wav")
+
+
+class TestTaggingTask(TaskContract):
+    plugin = "audio"
+    config = {"network": {"name": "audio/aclnet", "args": {"width": 0.25, "sample_rate": 16000, "strides": (2, 4), "window": 0.64}}}
+    run_options = ("--embeddings",)
+
+    def example_input(self, folder: Path) -> Path:
+        return recording(folder / "chirp.wav")

@@ -28,9 +28,7 @@ class Run(RunOptions):
     picture: bool = option(True, "Draw the spectrogram with the labels over time.")
     embeddings: bool = option(False, "Write NAME.npz with the vector of each window.")
     knobs: str = option("", "Settings of a modelled device, with networks of effects.", metavar="NAME=VALUE,...")
-    levels: int | None = option(
-        None, "Levels of the code, which set its rate, for networks that code speech; all by default.", metavar="N"
-    )
+    levels: int | None = option(None, "Levels of the code, which set its rate, for networks that code speech; all by default.", metavar="N")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -8,6 +8,9 @@ from typing import Any
 
 from cnnkit.engine.config import OptimizerConfig, TrainConfig
 
+from cnnkit_audio.codec.config import CodecConfig
+from cnnkit_audio.effect.config import EffectConfig
+from cnnkit_audio.embedding.config import EmbeddingConfig
 from cnnkit_audio.tagging.config import TaggingConfig
 
 
@@ -30,9 +33,15 @@ class Config:
     Args:
         network: Which network.
         tagging: What is heard: labels, data, augmentation, windows.
+        embedding: Whose voice it is: speakers, trials, loss, stages of a supernet.
+        codec: How sound becomes few bits: speech, losses, stages.
+        effect: Which device: pairs of dry and wet sound, losses.
         train: The schedule.
     """
 
     network: NetworkConfig = field(default_factory=NetworkConfig)
     tagging: TaggingConfig = field(default_factory=TaggingConfig)
+    embedding: EmbeddingConfig = field(default_factory=EmbeddingConfig)
+    effect: EffectConfig = field(default_factory=EffectConfig)
+    codec: CodecConfig = field(default_factory=CodecConfig)
     train: TrainConfig = field(default_factory=_training)

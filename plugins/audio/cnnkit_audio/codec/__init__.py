@@ -1,0 +1,1 @@
+"""Sound as few bits, and back: the job of the networks that code."""
