@@ -27,8 +27,10 @@ class Progress:
         self.enabled = enabled
         self._bar: Any = None
         self._task: Any = None
+        self._part: Any = None
 
     def __enter__(self) -> Progress:
+        _entered.append(self)
         if self.enabled and sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -42,6 +44,7 @@ class Progress:
 
     def advance(self, item: Item) -> None:
         """Count one input as done and say what became of it."""
+        self._end_part()
         self.done += 1
         self.failed += item.status == "error"
         for warning in item.warnings:
@@ -54,6 +57,21 @@ class Progress:
         elif self.enabled:
             print(f"[{self.done}/{self.total}] {item.name}: {item.status} ({sum(item.seconds.values()):.1f} s)", file=sys.stderr)
 
+    def part(self, done: int, total: int, title: str) -> None:
+        """Show on a terminal how much of the present input is done, in a bar of its own that goes when all of it is."""
+        if self._bar is None:
+            return
+        if self._part is None:
+            self._part = self._bar.add_task(title, total=total)
+        self._bar.update(self._part, completed=done, total=total, description=title)
+        if done >= total:
+            self._end_part()
+
+    def _end_part(self) -> None:
+        if self._part is not None:
+            self._bar.remove_task(self._part)
+            self._part = None
+
     def _say(self, text: str) -> None:
         if self._bar is not None:
             self._bar.console.print(text, markup=False, highlight=False)
@@ -61,5 +79,23 @@ class Progress:
             print(text, file=sys.stderr)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        _entered.remove(self)
         if self._bar is not None:
             self._bar.stop()
+
+
+_entered: list[Progress] = []  # Those that are shown, the innermost last.
+
+
+def show_part(done: int, total: int, title: str) -> None:
+    """Show how much of the input that is predicted now is done, beneath the bar of all inputs; without such a bar, nothing.
+
+    For tasks whose prediction of one input may take minutes.
+
+    Args:
+        done: Parts that are done.
+        total: Parts in all.
+        title: What the parts are.
+    """
+    if _entered:
+        _entered[-1].part(done, total, title)

@@ -14,6 +14,7 @@ import numpy as np
 from cnnkit.backbones import create_model
 from cnnkit.checkpoint import read_state
 from cnnkit.engine.files import writable_folder
+from cnnkit.engine.progress import show_part
 from cnnkit.errors import CheckpointError, ConfigError, InputWarning
 from torch import Tensor, nn
 
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
     from cnnkit_superres.cost import Cost
 
 Batch = dict[str, Any]
+
+MANY_TILES = 8
+"""From so many tiles on, a picture has a bar of progress to itself."""
 
 
 @dataclass
@@ -211,11 +215,11 @@ class SuperRes:
         if source is None or (source.frame_count == 1 and not source.is_animation):
             picture = Picture(batch["pixels"]) if source is None else next(iter(source.frames()))
             start = time.perf_counter()
-            enlarged = enlarge(ready, picture, settings)
+            enlarged = enlarge(ready, picture, settings, progress=_show_tiles)
             seconds = time.perf_counter() - start
             cost = self._cost(model) if run is None else None
             return [Prediction([enlarged], ready.scale, source, seconds, cost)]
-        return [Prediction((enlarge(ready, frame, settings) for frame in source.frames()), ready.scale, source)]
+        return [Prediction((enlarge(ready, frame, settings, progress=_show_tiles) for frame in source.frames()), ready.scale, source)]
 
     def _ready(self, model: SuperResolver, run: args.Run) -> SuperResolver:
         """Return the network as it is run on files: with branches and adapters merged, at the scale that was asked for."""
@@ -306,6 +310,12 @@ def _settings(run: args.Run | None) -> Settings:
     if run is None:
         return Settings()
     return Settings(tile=run.tile, overlap=run.overlap, approximate=run.approximate, ensemble=run.ensemble, alpha=run.alpha)
+
+
+def _show_tiles(done: int, total: int) -> None:
+    """Show the tiles of a picture that takes long."""
+    if total >= MANY_TILES:
+        show_part(done, total, "tiles")
 
 
 def _keep_first(frames: Iterable[Picture], first: list[Picture]) -> Iterator[Picture]:
