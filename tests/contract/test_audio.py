@@ -20,6 +20,10 @@ _TCN = SmallModel({"channels": 4, "blocks": 3, "kernel": 3, "growth": 3}, in_cha
 _TDNN = SmallModel({"channels": (16, 16), "kernels": (5, 3), "cat": 16}, in_chans=1, num_classes=192, sizes={1: (2000,)})
 _ESC = {"channels": (6, 8, 12), "heads": (2, 2), "codebook_channels": (4, 4, 3), "codebook_size": 16, "groups": 2, "mlp_ratio": 2.0}
 SMALL: dict[str, SmallModel] = {
+    **{
+        f"audio/{name}": SmallModel({"filters": 8, "widths": (6, 7, 8, 9), "hidden": 20}, in_chans=1, batch=3, sizes={1: (66_150,)})
+        for name in ("wavemsnet", "wavemsnet_logmel")
+    },
     "audio/convnext_tiny": SmallModel({"depths": (1, 1, 1, 1), "widths": (8, 8, 12, 12)}, in_chans=1, sizes={1: (16_000,)}),
     **{
         f"audio/panns_{name}": SmallModel({"widths": (4, 5, 6, 7, 8, 9)[:blocks]}, in_chans=1, batch=4, sizes={1: (12_000,)})
@@ -104,8 +108,8 @@ class TestEffectTask(TaskContract):
 
 class TestTaggingTask(TaskContract):
     plugin = "audio"
-    config = {"network": {"name": "audio/aclnet", "args": {"width": 0.25, "sample_rate": 16000, "strides": (2, 4), "window": 0.64}}}
-    run_options = ("--embeddings",)
+    config = {"network": {"name": "audio/aclnet", "args": {"width": 0.25, "sample_rate": 16000, "strides": [2, 4], "window": 0.64}}}
+    run_options = ("--embeddings", "--threshold", "0")
 
     def example_input(self, folder: Path) -> Path:
         return recording(folder / "chirp.wav")
