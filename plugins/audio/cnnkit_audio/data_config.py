@@ -12,9 +12,13 @@ class DataConfig:
 
     Args:
         folder: Root of the data set.
-        layout: ``"esc50"`` (meta/esc50.csv, audio/), ``"urbansound8k"`` (metadata/UrbanSound8K.csv, audio/foldN/), ``"audioset"`` (a csv
-            or json of files and labels), ``"speech_commands"`` (a folder per word) or ``"synthetic"`` (sounds that are made on the spot).
+        layout: ``"esc50"`` (meta/esc50.csv, audio/) or its part ``"esc10"``, ``"urbansound8k"`` (metadata/UrbanSound8K.csv,
+            audio/foldN/), ``"audioset"`` (a csv or json of files and labels), ``"fsd50k"`` (FSD50K.ground_truth/dev.csv),
+            ``"speech_commands"`` (a folder per word), ``"voxceleb"`` (a folder per speaker), ``"folders"`` (a folder per class) or
+            ``"synthetic"`` (sounds that are made on the spot).
         fold: Fold that is held out, for layouts with folds.
+        train_list: Table or json file of the training clips, relative to ``folder``, for ``"audioset"``; the balanced one by default.
+        test_list: The same for the clips to measure on; the evaluation's by default.
         seconds: Length of a training crop; the network's window by default.
         batch_size: Clips per step, over all processes.
         samples_per_epoch: Clips per epoch; all by default.
@@ -23,8 +27,12 @@ class DataConfig:
     """
 
     folder: str = ""
-    layout: Literal["esc50", "urbansound8k", "audioset", "speech_commands", "synthetic"] = "synthetic"
+    layout: Literal["esc50", "esc10", "urbansound8k", "audioset", "fsd50k", "speech_commands", "voxceleb", "folders", "synthetic"] = (
+        "synthetic"
+    )
     fold: int = 1
+    train_list: str = ""
+    test_list: str = ""
     seconds: float | None = None
     batch_size: int = 32
     samples_per_epoch: int | None = None
