@@ -26,9 +26,8 @@ class Terminal(io.StringIO):
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     """Enlarge a picture of 40 x 40 and return (tiles done, tiles in all, bars that are shown) after each tile."""
-    checkpoint = save_checkpoint(
-        tmp_path / "net.ckpt", create_model(ESPCN["name"], **ESPCN["args"]).state_dict(), Header("superres", config={"network": ESPCN})
-    )
+    state = create_model(ESPCN["name"], **ESPCN["args"]).state_dict()
+    checkpoint = save_checkpoint(tmp_path / "net.ckpt", state, Header("superres", config={"network": ESPCN}))
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40), np.uint8)).save(tmp_path / "photo.png")
     seen: list[tuple[int, int, int]] = []
     part = Progress.part
