@@ -1,0 +1,1 @@
+"""The embedding job: vectors of clips whose directions tell speakers apart, and decisions by their cosine."""
