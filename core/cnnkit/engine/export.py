@@ -122,7 +122,7 @@ def _write_program(model: nn.Module, inputs: Mapping[str, Tensor], axes: Mapping
 
     expected = _outputs(model, inputs)
     with _quiet():
-        # A length that a network cannot take (less than a window, say) is refused by the program when it meets one, not for all of them here.
+        # A length that the network cannot take, less than a window, is refused by the program when it meets one.
         program = torch.export.export(
             model, tuple(inputs.values()), dynamic_shapes=_dynamic(inputs, axes), prefer_deferred_runtime_asserts_over_guards=True
         )
