@@ -27,6 +27,23 @@ def _panns(summary: str, args: Mapping[str, Any], figures: Figures | None = None
 
 
 MODELS: dict[str, Entry] = {
+    "audio/wavemsnet": Entry(
+        "cnnkit_audio.models.wavemsnet:WaveMsNet",
+        paper="wavemsnet",
+        summary="Filters of three sizes on the waveform make one picture (Zhu et al., 2018); phase 1 of its training.",
+        dims=_AUDIO,
+        figures=Figures(quality="70 % on ESC-50 and 88 % on ESC-10 by the waveform alone, as a review notes"),
+        layouts=("official",),
+    ),
+    "audio/wavemsnet_logmel": Entry(
+        "cnnkit_audio.models.wavemsnet:WaveMsNet",
+        paper="wavemsnet",
+        summary="WaveMsNet in phase 2: its filters frozen, a log-mel spectrogram beside them.",
+        dims=_AUDIO,
+        args={"phase": 2},
+        figures=Figures(quality="79.10 % on ESC-50, 93.75 % on ESC-10"),
+        layouts=("official",),
+    ),
     "audio/convnext_tiny": Entry(
         "cnnkit_audio.models.convnext_audio:ConvNeXtAudio",
         paper="convnext-audioset",

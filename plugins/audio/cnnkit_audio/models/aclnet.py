@@ -54,6 +54,14 @@ def conv_norm(
     return nn.Sequential(depthwise, ConvNormAct(in_channels, out_channels, 1, dims=dims, act="none"))
 
 
+def frame_maximum(x: Tensor, pool: int, frames: int) -> Tensor:
+    """Return the maximum over each frame of ``pool`` values: ``(B, C, frames)`` of ``(B, C, T)``, ``T`` at least their product.
+
+    ``amax`` is vectorised where ``max_pool1d`` is not.
+    """
+    return x[..., : frames * pool].unflatten(-1, (frames, pool)).amax(-1)
+
+
 class LowLevel(nn.Module):
     """Two strided convolutions on the waveform, and the maximum over each frame.
 
@@ -73,10 +81,8 @@ class LowLevel(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map waveforms ``(B, 1, T)`` to an image ``(B, 1, 64, frames)``."""
         x = self.conv2(F.relu(self.conv1(x)))
-        # The maximum of what is rectified is the maximum, rectified; and amax is vectorised where max_pool1d is not.
-        frames = x.shape[-1] // self.pool
-        x = x[..., : frames * self.pool].unflatten(-1, (frames, self.pool)).amax(-1)
-        return F.relu(x)[:, None]
+        # The maximum of what is rectified is the maximum, rectified.
+        return F.relu(frame_maximum(x, self.pool, x.shape[-1] // self.pool))[:, None]
 
 
 class AclNet(Tagger):
