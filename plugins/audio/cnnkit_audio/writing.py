@@ -156,8 +156,9 @@ def fitting_subtype(path: Path, subtype: str) -> str:
     name = file_format(path)
     if path.suffix.lower() == ".opus":
         return "OPUS"
-    for kind in (subtype, _LONGER.get(subtype, "")):
-        if kind and soundfile.check_format(name, kind):
+    for kind in (subtype, _LONGER.get(subtype, subtype)):
+        plain = kind in _BYTES or kind.startswith("ALAC")
+        if (plain or name in _USUAL) and soundfile.check_format(name, kind):
             return kind
     return default_subtype(path)
 
