@@ -161,6 +161,23 @@ def test_blocks_are_dropped_in_training_only():
     assert rates == pytest.approx([0, 0.225, 0.45, 0.675, 0.9])
 
 
+def test_masks_hide_bands_and_frames_of_the_normalised_spectrogram_in_training_only():
+    """The network sees zeros there: in evaluation the same as without masks."""
+    torch.manual_seed(0)
+    masked, bare = small(freq_mask=28, time_mask=10), small()
+    bare.load_state_dict(masked.state_dict())
+    x, seen = waves(32_000, batch=3), []
+    masked.encoder.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    masked.encoder.stem.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    assert torch.equal(masked.eval()(x), bare.eval()(x))
+    masked.train()(x)
+    whole, hidden = (part == 0 for part in seen)
+    assert not whole.any() and hidden.any()
+    bands, frames = hidden.all(2, keepdim=True), hidden.all(3, keepdim=True)
+    assert torch.equal(hidden, bands | frames) and bands.any() and frames.any()
+    assert int(bands.sum(3).max()) <= 2 * 28 and int(frames.sum(2).max()) <= 2 * 10
+
+
 def test_it_exports_with_its_front_end():
     """For clips of the exported length."""
     ours: Any = randomise(small())

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from cnnkit_audio import frontends
 from cnnkit_audio.models._base import Tagger
-from cnnkit_audio.models.panns import WINDOW, normalise_bands, pool_clip, without_front
+from cnnkit_audio.models.panns import WINDOW, normalise_bands, pool_clip, spec_augment, without_front
 
 _IMAGES = ("stages.0.blocks.0.conv_dw.weight", "features.1.0.layer_scale", "downsample_layers.0.0.weight")
 """A key of each layout of ConvNeXt for images: timm's, torchvision's and the official one."""
@@ -58,6 +58,8 @@ class ConvNeXtAudio(Tagger):
         depths: Blocks of each stage.
         widths: Channels of each stage.
         drop_path_rate: Stochastic depth of the last block, rising linearly from 0.
+        freq_mask: Largest width of SpecAugment's two masks over bands in training; the official code's is 28.
+        time_mask: Largest width of its two masks over frames; the official code's is 64.
         window: Seconds of sound that it looks at in one piece.
 
     Shapes:
@@ -74,11 +76,14 @@ class ConvNeXtAudio(Tagger):
         depths: Sequence[int] = (3, 3, 9, 3),
         widths: Sequence[int] = (96, 192, 384, 768),
         drop_path_rate: float = 0.1,
+        freq_mask: int = 0,
+        time_mask: int = 0,
         window: float = WINDOW,
     ) -> None:
         front = frontends.convnext_audioset()
         super().__init__(sample_rate=front.sample_rate, num_classes=num_classes, front=front, window=window)
         self.bn0 = nn.BatchNorm2d(front.bands)
+        self.mask = spec_augment(freq_mask, time_mask)
         self.encoder = ConvNeXt(depths=depths, widths=widths, in_chans=1, num_classes=num_classes, drop_path_rate=drop_path_rate)
         stem = self.encoder.stem[0]
         assert isinstance(stem, nn.Conv2d)
@@ -94,7 +99,7 @@ class ConvNeXtAudio(Tagger):
 
     def forward_frames(self, features: Tensor) -> Tensor:
         """Return maps ``(B, widths[-1], frames / 32, bands / 32)`` of spectrograms ``(B, 1, bands, frames)``."""
-        return self.encoder.forward_features(normalise_bands(self.bn0, features))
+        return self.encoder.forward_features(normalise_bands(self.bn0, self.mask, features))
 
     def frame_embeddings(self, x: Tensor) -> Tensor:
         """Return embeddings of frames and bands, ``(B, widths[-1], frames / 32, bands / 32)``, of waveforms ``(B, 1, T)``.

@@ -22,6 +22,7 @@ from cnnkit.weights import Layout
 from torch import Tensor, nn
 
 from cnnkit_audio import frontends
+from cnnkit_audio.augment_features import SpecAugment
 from cnnkit_audio.models._base import Tagger
 
 FRONT = ("spectrogram_extractor.", "logmel_extractor.")
@@ -40,9 +41,14 @@ def without_front(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {key: value for key, value in state.items() if not key.startswith(FRONT)}
 
 
-def normalise_bands(norm: nn.Module, features: Tensor) -> Tensor:
-    """Return ``(B, 1, frames, bands)`` (the official orientation of kernels) of ``(B, 1, bands, frames)``, each band normalised."""
-    return norm(features.transpose(1, 2)).permute(0, 2, 3, 1)
+def normalise_bands(norm: nn.Module, mask: nn.Module, features: Tensor) -> Tensor:
+    """Return ``(B, 1, frames, bands)``, as official kernels lie, of ``(B, 1, bands, frames)``: bands normalised, then masked."""
+    return mask(norm(features.transpose(1, 2)).transpose(1, 2)).transpose(2, 3)
+
+
+def spec_augment(freq_mask: int, time_mask: int) -> SpecAugment:
+    """Return the mask of the official code: two stripes over bands and two over frames, filled with 0, the mean of normalised bands."""
+    return SpecAugment(freq_mask=freq_mask, time_mask=time_mask, freq_masks=2, time_masks=2, fill=0.0)
 
 
 def pool_clip(x: Tensor) -> Tensor:
@@ -95,6 +101,8 @@ class Pann(Tagger):
         pools: How many blocks are followed by an average over 2x2; CNN14's last is not.
         separable: Depthwise and 1x1 convolutions in place of each convolution.
         drop_rate: Dropout after each block; before the first linear layer 0.5.
+        freq_mask: Largest width of SpecAugment's two masks over bands in training; the paper's is 8.
+        time_mask: Largest width of its two masks over frames; the paper's is 64.
         window: Seconds of sound that it looks at in one piece.
 
     Shapes:
@@ -118,6 +126,8 @@ class Pann(Tagger):
         pools: int = 5,
         separable: bool = False,
         drop_rate: float = 0.2,
+        freq_mask: int = 0,
+        time_mask: int = 0,
         window: float = WINDOW,
     ) -> None:
         front = frontends.panns(sample_rate=sample_rate, n_mels=n_mels)
@@ -128,6 +138,7 @@ class Pann(Tagger):
             raise ConfigError(f"pools={pools} of {len(widths)} blocks; accepted: 0 to {len(widths)}")
         self.blocks, self.pools, self.drop_rate, self._hop = len(widths), pools, drop_rate, front.hop
         self.bn0 = nn.BatchNorm2d(n_mels)
+        self.mask = spec_augment(freq_mask, time_mask)
         for index, (before, after) in enumerate(pairwise((1, *widths)), start=1):
             self.add_module(f"conv_block{index}", Block(before, after, kernel_size=kernel_size, separable=separable))
         self.fc1 = nn.Linear(widths[-1], widths[-1])
@@ -142,7 +153,7 @@ class Pann(Tagger):
 
     def forward_maps(self, features: Tensor) -> Tensor:
         """Return the last maps, ``(B, C, frames / 2^pools, bands / 2^pools)``, of spectrograms ``(B, 1, bands, frames)``."""
-        x = normalise_bands(self.bn0, features)
+        x = normalise_bands(self.bn0, self.mask, features)
         for index in range(1, self.blocks + 1):
             x = self.get_submodule(f"conv_block{index}")(x)
             x = F.avg_pool2d(x, 2) if index <= self.pools else x
