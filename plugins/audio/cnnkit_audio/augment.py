@@ -17,6 +17,7 @@ from numpy.random import Generator
 from torch import Tensor
 
 from cnnkit_audio.data_config import AugmentConfig
+from cnnkit_audio.synth.channel import channel_gains, coloured_noise, room_noise
 
 COLOURS = {"white": 0.0, "pink": 1.0, "brown": 2.0}
 """Exponents: the noise's energy falls with the frequency to this power."""
@@ -41,6 +42,7 @@ def augment_batch(x: Tensor, targets: Tensor, cfg: AugmentConfig, rng: Generator
         (cfg.time_scale > 0, lambda x: change_tempo(x, rng, sample_rate, most=cfg.time_scale)),
         (cfg.roll, lambda x: roll(x, rng)),
         (cfg.reverb > 0, lambda x: reverberate(x, rng, sample_rate, share=cfg.reverb, rt60=cfg.rt60)),
+        (cfg.channel > 0, lambda x: pass_channel(x, rng, sample_rate, share=cfg.channel)),
         (cfg.gain_db > 0, lambda x: change_gain(x, rng, db=cfg.gain_db)),
         (cfg.clipping > 0, lambda x: saturate(x, rng, most=cfg.clipping)),
         (
@@ -172,17 +174,6 @@ def add_noise(x: Tensor, rng: Generator, *, snr_db: tuple[float, float], colour:
     return x + noise * (_rms(x) / (_rms(noise) * ratio).clamp_min(1e-12))
 
 
-def coloured_noise(rng: Generator, samples: int, exponent: float) -> np.ndarray:
-    """Return Gaussian noise whose energy falls with the frequency to the power of ``exponent``, without a constant part if it does."""
-    white = rng.standard_normal(samples)
-    if exponent == 0:
-        return white
-    spectrum = np.fft.rfft(white)
-    spectrum[1:] /= np.arange(1, len(spectrum)) ** (exponent / 2)
-    spectrum[0] = 0
-    return np.fft.irfft(spectrum, samples)
-
-
 def _rms(x: Tensor) -> Tensor:
     return x.square().mean(-1, keepdim=True).sqrt()
 
@@ -217,11 +208,25 @@ def reverberate(x: Tensor, rng: Generator, sample_rate: int, *, share: float = 1
     return torch.stack(result)
 
 
-def room_noise(rng: Generator, sample_rate: int, rt60: float, direct: float) -> np.ndarray:
-    """Return an impulse response: one, and ``rt60`` seconds of noise that falls by 60 dB, ``1 / direct`` times its energy."""
-    times = np.arange(1, max(2, round(rt60 * sample_rate))) / sample_rate
-    tail = rng.standard_normal(len(times)) * 10 ** (-3 * times / rt60)
-    return np.concatenate(([1.0], tail / np.sqrt(direct * np.square(tail).sum())))
+def pass_channel(x: Tensor, rng: Generator, sample_rate: int, *, share: float = 1.0) -> Tensor:
+    """Colour some clips by a channel of their own (a microphone, a loudspeaker, a wall), at the clip's energy.
+
+    Args:
+        x: Clips.
+        rng: Source of channels.
+        sample_rate: Samples per second.
+        share: Probability of each clip.
+    """
+    samples = x.shape[-1]
+    chosen = np.flatnonzero(rng.random(len(x)) < share)
+    if not chosen.size:
+        return x
+    gains = torch.from_numpy(np.stack([channel_gains(rng, samples, sample_rate) for _ in chosen])).to(x)[:, None]
+    dry = x[chosen]
+    wet = torch.fft.irfft(torch.fft.rfft(dry) * gains, samples)
+    result = x.clone()
+    result[chosen] = wet * (_rms(dry) / _rms(wet).clamp_min(1e-12))
+    return result
 
 
 def change_speed(x: Tensor, rng: Generator, *, most: float) -> Tensor:

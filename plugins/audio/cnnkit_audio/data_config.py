@@ -53,6 +53,7 @@ class AugmentConfig:
         noise_span_db: The ratio is drawn from there up to so many decibels more.
         noise_colour: ``"white"``, ``"pink"``, ``"brown"``, or ``"any"`` of them.
         reverb: Share of clips that a random room's decaying noise is convolved with.
+        channel: Share of clips that a random channel colours, as microphones and loudspeakers do.
         rt60: Shortest and longest reverberation time in seconds.
         freq_mask: Largest number of bands that SpecAugment hides.
         time_mask: Largest number of frames that SpecAugment hides.
@@ -70,6 +71,7 @@ class AugmentConfig:
     noise_span_db: float = 20.0
     noise_colour: Literal["white", "pink", "brown", "any"] = "white"
     reverb: float = 0.0
+    channel: float = 0.0
     rt60: tuple[float, float] = (0.1, 0.8)
     freq_mask: int = 0
     time_mask: int = 0

@@ -240,6 +240,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "gain": {"gain_db": 6.0},
     "roll": {"roll": True},
     "noise": {"noise_db": 3.0},
+    "channel": {"channel": 1.0},
     "reverb": {"reverb": 1.0},
     "speed": {"speed": 0.2},
     "pitch": {"pitch": 2.0},
@@ -356,3 +357,15 @@ def test_features_are_stretched_in_time() -> None:
     slopes = y[:, 0, 0, 20:120].diff(dim=-1).mean(-1)
     torch.testing.assert_close(slopes, torch.from_numpy(tempos).float(), rtol=0.01, atol=0)
     torch.testing.assert_close(stretch_features(x, generator(), most=0.0), x)
+
+
+def test_channels_colour_some_clips_at_their_energy() -> None:
+    """A share of the clips changes, each by a channel of its own; their energies stay."""
+    x = torch.randn(200, 1, 512, generator=torch.Generator().manual_seed(0))
+    wet = augment.pass_channel(x, generator(), RATE, share=0.3)
+    changed = (wet != x).any(2)[:, 0]
+    assert 0.2 < changed.float().mean() < 0.4
+    torch.testing.assert_close(wet.square().mean(2), x.square().mean(2))
+    spectra = (torch.fft.rfft(wet[changed]).abs() / torch.fft.rfft(x[changed]).abs())[:, 0]
+    assert not torch.allclose(spectra[0], spectra[1], rtol=0.1)
+    assert torch.equal(augment.pass_channel(x, generator(), RATE, share=0.0), x)

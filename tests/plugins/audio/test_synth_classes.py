@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from cnnkit_audio.synth.classes import CLASSES, Spoiling, coloured_noise, make
+from cnnkit_audio.synth.channel import channel_gains, coloured_noise
+from cnnkit_audio.synth.classes import CLASSES, Spoiling, make
 
 RATE = 16000
 
@@ -48,3 +49,11 @@ def test_spoiling_changes_the_sound_and_keeps_its_range() -> None:
         spoiled = spoiling.apply(sound, np.random.default_rng(5), RATE)
         assert spoiled.shape == sound.shape and np.abs(spoiled).max() <= 1 and not np.allclose(spoiled, sound, atol=1e-3)
         np.testing.assert_array_equal(spoiled, spoiling.apply(sound, np.random.default_rng(5), RATE))
+
+
+def test_channels_raise_and_lower_bands() -> None:
+    """By no more than three times 12 dB within the audible middle, and ever less beyond the edges."""
+    for seed in range(20):
+        decibels = 20 * np.log10(channel_gains(np.random.default_rng(seed), RATE, RATE))
+        assert decibels.shape == (RATE // 2 + 1,) and np.abs(decibels[200:2800]).max() <= 36
+        assert decibels[20] < decibels[20:2000].max() - 5

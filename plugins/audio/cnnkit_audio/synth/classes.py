@@ -13,6 +13,7 @@ import numpy as np
 from numpy.random import Generator
 from scipy.signal import butter, fftconvolve, iirpeak, lfilter, sosfilt
 
+from cnnkit_audio.synth.channel import channel_gains, coloured_noise, room_noise
 from cnnkit_audio.synth.voices import speech
 
 FOLDS = 5
@@ -37,9 +38,10 @@ class Spoiling:
     def apply(self, signal: np.ndarray, rng: Generator, rate: int) -> np.ndarray:
         """Return the spoiled signal ``(T,)``, float32, in [-1, 1]."""
         if self.filtered:
-            signal = coloured_by_channel(signal, rng, rate)
+            signal = np.fft.irfft(np.fft.rfft(signal) * channel_gains(rng, signal.size, rate), signal.size)
         if self.reverb:
-            signal = in_a_room(signal, rng, rate)
+            room = room_noise(rng, rate, rng.uniform(0.1, 0.6), 10 ** (rng.uniform(0, 12) / 10))
+            signal = fftconvolve(signal, room)[: signal.size]
         if self.snr_db is not None:
             noise = coloured_noise(rng, signal.size, rng.uniform(0, 1.5))
             power = np.mean(signal**2) / max(float(np.mean(noise**2)), 1e-12)
@@ -87,15 +89,6 @@ def _harmonics(phase: np.ndarray, frequency: np.ndarray | float, rng: Generator,
         audible = number * np.asarray(frequency) < 0.45 * rate
         total += audible * np.sin(number * phase + rng.uniform(0, 2 * np.pi)) / number**fall
     return total if total.any() else np.sin(phase)
-
-
-def coloured_noise(rng: Generator, samples: int, exponent: float) -> np.ndarray:
-    """Return Gaussian noise whose power falls as ``f^-exponent`` (0 white, 1 pink, 2 brown), of unit variance."""
-    spectrum = np.fft.rfft(rng.standard_normal(samples))
-    spectrum[0] = 0
-    spectrum[1:] *= np.arange(1, spectrum.size) ** (-exponent / 2)
-    noise = np.fft.irfft(spectrum, samples)
-    return noise / max(float(noise.std()), 1e-12)
 
 
 def _resonances(signal: np.ndarray, rng: Generator, rate: int, count: int) -> np.ndarray:
@@ -238,28 +231,3 @@ CLASSES: dict[str, Callable[[Generator, float, int], np.ndarray]] = {
     "engine": _engine,
 }
 """How each class is made, by the names that the built-in network's labels have."""
-
-
-# What spoils them.
-
-
-def coloured_by_channel(signal: np.ndarray, rng: Generator, rate: int) -> np.ndarray:
-    """Return the signal as a cheap channel passes it on: three bands raised or lowered by up to 12 dB, and edges cut."""
-    spectrum = np.fft.rfft(signal)
-    octave = np.log2(np.maximum(np.fft.rfftfreq(signal.size, 1 / rate), 20))
-    gain = np.zeros_like(octave)
-    for _ in range(3):
-        gain += rng.uniform(-12, 12) * np.exp(-(((octave - rng.uniform(6.5, 12.5)) / rng.uniform(0.4, 1.5)) ** 2))
-    low, high = rng.uniform(4.5, 7.5), rng.uniform(11.5, 13.5)
-    gain -= 12 * (np.maximum(low - octave, 0) + np.maximum(octave - high, 0))
-    return np.fft.irfft(spectrum * 10 ** (gain / 20), signal.size)
-
-
-def in_a_room(signal: np.ndarray, rng: Generator, rate: int) -> np.ndarray:
-    """Return the signal with the decaying noise of a room of 0.1 to 0.6 s reverberation time, direct sound first."""
-    decay = rng.uniform(0.1, 0.6)
-    samples = round(decay * rate)
-    response = rng.standard_normal(samples) * 10 ** (-3 * np.arange(samples) / samples)
-    response *= 10 ** (-rng.uniform(0, 12) / 20) / np.sqrt(np.sum(response**2))
-    response[0] += 1
-    return fftconvolve(signal, response)[: signal.size]

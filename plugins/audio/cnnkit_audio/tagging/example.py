@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cnnkit_audio.sound import Sound, open_sound, write_sound
-from cnnkit_audio.synth.classes import CLASSES, Spoiling, coloured_noise, make
+from cnnkit_audio.synth.channel import coloured_noise
+from cnnkit_audio.synth.classes import CLASSES, Spoiling, make
 
 if TYPE_CHECKING:
     from cnnkit_audio.tagging.task import Tags
