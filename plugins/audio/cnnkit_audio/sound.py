@@ -61,8 +61,7 @@ class Sound:
         Raises:
             InputError: While it is read: samples that are not finite, or a file that went away.
         """
-        if rate != int(rate) or rate < 1 or not seconds > 0 or channels not in ("mono", "all"):
-            raise ValueError(f"rate={rate}, channels={channels!r}, seconds={seconds}: accepted are whole rates, 'mono' or 'all', any time")
+        check_blocks(rate, channels, seconds)
         return _regroup(self._pieces(int(rate), channels == "mono" and self.channels > 1, PIECE), max(1, round(seconds * rate)))
 
     def read(self, rate: int, *, channels: Channels = "mono") -> np.ndarray:
@@ -115,6 +114,12 @@ class Sound:
         if not self.quiet and kind not in self._said:
             self._said.add(kind)
             warnings.warn(f"{self.name}: {text}", InputWarning, stacklevel=2)
+
+
+def check_blocks(rate: int, channels: str, seconds: float) -> None:
+    """Check the arguments of :meth:`Sound.blocks` when it is called, not when the first block is asked for."""
+    if rate != int(rate) or rate < 1 or not seconds > 0 or channels not in ("mono", "all"):
+        raise ValueError(f"rate={rate}, channels={channels!r}, seconds={seconds}: accepted are whole rates, 'mono' or 'all', any time")
 
 
 def _regroup(pieces: Iterator[np.ndarray], size: int) -> Iterator[np.ndarray]:
