@@ -57,7 +57,7 @@ KERNELS: dict[str, tuple[Callable[[Weights], Weights], float]] = {
 
 
 class Block(NamedTuple):
-    """Output pixels that are computed together: ``matrix`` of ``(outputs, last - first)`` times the input pixels in between."""
+    """Output pixels that are computed together: ``matrix``, ``(outputs, last - first)`` or transposed, times the inputs between."""
 
     first: int
     last: int
@@ -169,7 +169,7 @@ def _resize_array(image: NDArray[Any], rows: _Axis, columns: _Axis) -> NDArray[A
     if not whole:
         x = x.astype(work, copy=False)
     for axis in _order(rows, columns, whole):
-        x = _rows(x, _blocks(rows, 1, work)) if axis == 0 else _columns(x, _blocks(columns, channels, work))
+        x = _rows(x, _blocks(rows, 1, work)) if axis == 0 else _columns(x, _blocks(columns, channels, work, across=True))
     return x.reshape(rows.outputs, columns.outputs, *image.shape[2:]).astype(image.dtype, copy=False)
 
 
@@ -211,14 +211,14 @@ def _rows(x: NDArray[Any], blocks: Sequence[Block]) -> NDArray[Any]:
 
 def _columns(x: NDArray[Any], blocks: Sequence[Block]) -> NDArray[Any]:
     """Resize along the second axis of ``(H, W * C)``."""
-    out = np.empty((len(x), sum(len(block.matrix) for block in blocks)), x.dtype)
+    out = np.empty((len(x), sum(block.matrix.shape[1] for block in blocks)), x.dtype)
     step = max(4, _SMALL // max(block.matrix.size for block in blocks))
     for top in range(0, len(x), step):
         part = x[top : top + step].astype(blocks[0].matrix.dtype, copy=False)
         start = 0
         for first, last, matrix in blocks:
-            stop = start + len(matrix)
-            _multiply(part[:, first:last], matrix.T, out[top : top + step, start:stop])
+            stop = start + matrix.shape[1]
+            _multiply(part[:, first:last], matrix, out[top : top + step, start:stop])
             start = stop
     return out
 
@@ -235,8 +235,8 @@ def _multiply(a: NDArray[Any], b: NDArray[Any], out: NDArray[Any]) -> None:
 
 
 @lru_cache(maxsize=64)
-def _blocks(axis: _Axis, channels: int, dtype: np.dtype[Any], larger: int = 1) -> tuple[Block, ...]:
-    """Return the matrix of weights in dense pieces along its diagonal; with channels, for columns of ``(W * C)``."""
+def _blocks(axis: _Axis, channels: int, dtype: np.dtype[Any], larger: int = 1, *, across: bool = False) -> tuple[Block, ...]:
+    """Return the matrix of weights in dense pieces along its diagonal; with channels and transposed for columns of ``(W * C)``."""
     weights, indices = contributions(*axis)
     height = larger * max(4, math.ceil(weights.shape[1] * axis.scale))  # A piece about twice as wide as one row's own weights.
     blocks = []
@@ -246,6 +246,7 @@ def _blocks(axis: _Axis, channels: int, dtype: np.dtype[Any], larger: int = 1) -
         matrix = np.zeros((len(near), last - first))
         np.add.at(matrix, (np.arange(len(near))[:, None], near - first), weights[start : start + height])
         matrix = np.kron(matrix, np.eye(channels)).astype(dtype)
+        matrix = np.ascontiguousarray(matrix.T) if across else matrix
         blocks.append(Block(first * channels, last * channels, matrix))
     return tuple(blocks)
 
