@@ -21,8 +21,9 @@ class Spectrum(nn.Module):
 
     Args:
         framing: Where the frames lie.
-        n_fft: Length of the transform.
-        window: Its window, of the frame's length.
+        n_fft: Length of the transform. Shorter frames get zeros behind them; of frames of several times that length the parts are added
+            up, which samples the spectrum of the longer frame.
+        window: The frame's window, by its name or its values.
         power: 2 for energies, 1 for magnitudes.
         remove_dc: Subtract each frame's mean first.
         preemphasis: Subtract this share of the sample before from each sample of a frame (the first: of itself), as Kaldi does.
@@ -38,25 +39,29 @@ class Spectrum(nn.Module):
         *,
         framing: Framing,
         n_fft: int,
-        window: Window = "hann",
+        window: Window | np.ndarray = "hann",
         power: float = 2.0,
         remove_dc: bool = False,
         preemphasis: float = 0.0,
     ) -> None:
         super().__init__()
-        if framing.length > n_fft:
-            raise ConfigError(f"frames of {framing.length} samples do not fit into a transform of n_fft={n_fft}")
+        if framing.length > n_fft and framing.length % n_fft:
+            raise ConfigError(f"frames of {framing.length} samples are neither shorter than n_fft={n_fft} nor a multiple of it")
         if power <= 0:
             raise ConfigError(f"power={power} is not positive; accepted: 2 for energies, 1 for magnitudes, any other above 0")
-        self.framing, self.n_fft, self.kind, self.power = framing, n_fft, window, power
+        self.framing, self.n_fft, self.power = framing, n_fft, power
         self.remove_dc, self.preemphasis = remove_dc, preemphasis
-        self.register_buffer("window", table(window_function(window, framing.length)), persistent=False)
+        self.shape = window_function(window, framing.length) if isinstance(window, str) else window
+        self.register_buffer("window", table(self.shape), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the energies (or another power of the magnitudes)."""
         if torch.compiler.is_exporting():
             return self._magnitudes(*self._convolved(x)).transpose(1, 2)
-        spectrum = torch.fft.rfft(self._prepared(self.framing.cut(x)) * self.window.to(x.dtype), self.n_fft)
+        frames = self._prepared(self.framing.cut(x)) * self.window.to(x.dtype)
+        if self.framing.length > self.n_fft:
+            frames = frames.unflatten(-1, (-1, self.n_fft)).sum(-2)
+        spectrum = torch.fft.rfft(frames, self.n_fft)
         return self._magnitudes(spectrum.real, spectrum.imag)
 
     def _magnitudes(self, real: Tensor, imag: Tensor) -> Tensor:
@@ -88,7 +93,9 @@ class Spectrum(nn.Module):
             prepare -= 1 / length
         if self.preemphasis:
             prepare = prepare - self.preemphasis * prepare[np.maximum(np.arange(length) - 1, 0)]
-        prepare *= window_function(self.kind, length)[:, None]
+        prepare *= self.shape[:, None]
+        if length > self.n_fft:
+            prepare = prepare.reshape(-1, self.n_fft, length).sum(0)
         waves = np.fft.rfft(prepare, self.n_fft, axis=0)
         return np.concatenate((waves.real, waves.imag))[:, None]
 
