@@ -4,6 +4,7 @@ One recipe for all: 32 x 32 patches of scikit-image's photographs, Adam with a c
 on each held-out photograph beside MATLAB's bicubic interpolation. Exit status 1 if a network's mean does not beat bicubic's by its margin::
 
     python tests/bench/quality_superres.py --networks espcn_x3,cfsr_x2 --steps 800
+    python tests/bench/quality_superres.py --networks espcn_x2,a2n_x2 --equal --steps 400
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from torch.nn import functional as F
 # Networks at a size that minutes of training show something of, the factor on the steps for those that nothing is added to (a network
 # that refines an interpolated picture starts from it), and the decibels by which they have to beat bicubic.
 NETWORKS: dict[str, tuple[dict[str, Any], int, float]] = {
+    "espcn_x2": ({}, 12, 0.0),
     "espcn_x3": ({}, 12, 0.5),
     "carn_x2": ({"scales": ()}, 2, 0.0),
     "imdn_x2": ({}, 2, 0.0),
@@ -90,6 +92,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--equal", action="store_true", help="take --steps for every network, without its own factor")
     options = parser.parse_args()
     missed = []
     print("| network | " + " | ".join(example.HELD_OUT) + " | mean gain in dB | s |\n|---|" + "---|" * (len(example.HELD_OUT) + 2))
@@ -97,7 +100,8 @@ def main() -> int:
         source = pictures(Path(folder) / "pictures")
         for name in options.networks:
             _, factor, margin = NETWORKS[name]
-            model, seconds = train(name, source, steps=factor * options.steps, batch=options.batch, lr=options.lr)
+            steps = options.steps if options.equal else factor * options.steps
+            model, seconds = train(name, source, steps=steps, batch=options.batch, lr=options.lr)
             found = measure(model)
             gain = sum(ours - theirs for ours, theirs in found) / len(found)
             cells = " | ".join(f"{ours:.2f} ({theirs:.2f})" for ours, theirs in found)

@@ -7,7 +7,8 @@ bit, and is the same with any number of workers and of processes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,9 @@ def train_loader(
     """Read the training folders and return the batches of patches, ``{"lr": (B, C, p, p), "hr": (B, C, s p, s p)}`` in [0, 1].
 
     Args:
-        data: Folders, patches and sampler.
+        data: Folders, patches and sampler; with several scales in it, each batch has one of them.
         degradation: How LR is made; bicubic by default.
-        scale: Factor ``s`` between HR and LR.
+        scale: Factor ``s`` between HR and LR, where ``data`` names none.
         in_chans: 3 for RGB, 1 for luminance.
         seed: Seed of everything random.
         progress: Show a bar while pictures are read, on a terminal.
@@ -51,9 +52,14 @@ def train_loader(
             f"data.lr_folders names LR pictures, but degrade.kind={degradation.kind} makes its own; "
             "type --set degrade.kind=bicubic, or leave data.lr_folders empty"
         )
-    pairs = find_all(data.train, scale, lr_folders=data.lr_folders)
-    dataset = PatchDataset(pairs, data, degradation, scale=scale, in_chans=in_chans, seed=seed, progress=progress)
-    return PatchLoader(dataset, data)
+    datasets: dict[int, PatchDataset] = {}
+    scales = data.scales or (scale,)
+    share = replace(data, cache_mb=data.cache_mb // len(scales))
+    for factor in scales:
+        pairs = find_all(data.train, factor, lr_folders=data.lr_folders)
+        datasets[factor] = PatchDataset(pairs, share, degradation, scale=factor, in_chans=in_chans, seed=seed, progress=progress)
+    joint = JointPatches(datasets, batch_size=data.batch_size)
+    return PatchLoader(datasets[scales[0]] if len(scales) == 1 else joint, data)
 
 
 class PatchDataset(Dataset[dict[str, Tensor]]):
@@ -173,9 +179,30 @@ class PatchLoader(EpochLoader):
         data: Batch size, steps per epoch, workers.
     """
 
-    def __init__(self, dataset: PatchDataset, data: DataConfig) -> None:
+    def __init__(self, dataset: PatchDataset | JointPatches, data: DataConfig) -> None:
         sampler = PositionSampler(len(dataset), batch_size=data.batch_size, steps=data.steps_per_epoch, seed=dataset.seed)
         super().__init__(dataset, sampler, workers=data.workers)
+
+
+class JointPatches(Dataset[dict[str, Tensor]]):
+    """Patches for weights that serve several factors: those of one batch have the same factor, drawn for each batch.
+
+    Args:
+        datasets: The patches of each factor, of the same pictures.
+        batch_size: Patches per step, of all processes together.
+    """
+
+    def __init__(self, datasets: Mapping[int, PatchDataset], *, batch_size: int) -> None:
+        self.datasets, self.batch_size = tuple(datasets.values()), batch_size
+        self.seed = self.datasets[0].seed
+
+    def __len__(self) -> int:
+        return len(self.datasets[0])
+
+    def __getitem__(self, position: Position) -> dict[str, Tensor]:
+        epoch, place, _ = position
+        rng = np.random.default_rng((self.seed, epoch, place // self.batch_size, 0))  # A fourth number: the patches draw by three.
+        return self.datasets[int(rng.integers(len(self.datasets)))][position]
 
 
 class EvalPictures:

@@ -55,6 +55,8 @@ class DataConfig:
         test: Folders to test on.
         lr_folders: Folder of the LR pictures of each training folder, in the order of ``train``; empty to find them beside the
             HR pictures, and to make them by bicubic interpolation where there are none.
+        scales: Factors of the training batches, for a network whose weights serve several (CARN): each step has one of them, drawn
+            evenly. Empty for the network's own factor alone.
         patch: Side of a patch in LR pixels.
         batch_size: Patches per step, of all processes together.
         steps_per_epoch: Batches that make an epoch.
@@ -69,6 +71,7 @@ class DataConfig:
     val: tuple[Path, ...] = ()
     test: tuple[Path, ...] = ()
     lr_folders: tuple[Path, ...] = ()
+    scales: tuple[int, ...] = ()
     patch: int = 48
     batch_size: int = 16
     steps_per_epoch: int = 1000
@@ -85,6 +88,10 @@ class DataConfig:
         for name in ("workers", "cache_mb"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; 0 or more is expected")
+        if self.scales and (min(self.scales) < 1 or len(set(self.scales)) < len(self.scales)):
+            raise ValueError(f"scales is {', '.join(map(str, self.scales))}; different factors from 1 are expected")
+        if self.lr_folders and len(self.scales) > 1:
+            raise ValueError("lr_folders names pictures of one scale, scales several; leave lr_folders empty, and LR is found or made")
         if self.lr_folders and len(self.lr_folders) != len(self.train):
             raise ValueError(f"lr_folders names {len(self.lr_folders)} folders for {len(self.train)} in train; one for each is expected")
 

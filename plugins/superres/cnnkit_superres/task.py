@@ -166,15 +166,30 @@ class SuperRes:
             return [self._synthetic()]
         if split == "train":
             shape = self._shape
+            self._check_scales(shape)
             return data.train_loader(self.cfg.data, self.cfg.degrade, scale=shape.scale, in_chans=shape.in_chans, seed=self.cfg.train.seed)
         folders = self.cfg.data.val if split == "val" else self.cfg.data.test
         return data.EvalPictures(folders, scale=self.scale) if folders else None
 
+    def _check_scales(self, shape: SuperResolver) -> None:
+        """Refuse factors of the batches that the network, or the method, does not know."""
+        scales = self.cfg.data.scales
+        unserved = [str(scale) for scale in scales if scale not in shape.scales]
+        if unserved:
+            raise ConfigError(
+                f"data.scales has {' and '.join(unserved)}, but {self.cfg.network.name} enlarges by {' or '.join(map(str, shape.scales))}; "
+                "leave data.scales empty for a network of one scale"
+            )
+        if scales not in ((), (shape.scale,)) and self._distillation is not None:
+            raise ConfigError("a teacher teaches at one scale; leave data.scales empty, or adapters.teacher out")
+
     def losses(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Return the configured losses, and with a teacher those of the distillation."""
+        assert isinstance(model, SuperResolver)
         loss = SuperResolutionLoss(self.cfg.loss)
         if self._distillation is None:
-            return loss.terms(model(batch["lr"]), batch["hr"])
+            with model.at_scale(batch["hr"].shape[-1] // batch["lr"].shape[-1]):
+                return loss.terms(model(batch["lr"]), batch["hr"])
         output, taught = self._distillation.run(model, batch["lr"])
         return {**loss.terms(output, batch["hr"]), **taught}
 

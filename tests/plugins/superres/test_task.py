@@ -333,6 +333,67 @@ def test_networks_run_merged_and_are_left_as_they_were(tmp_path):
     assert prediction.cost is None
 
 
+# Several scales.
+
+
+CARN = {"name": "superres/carn_x3", "args": {"width": 8}}
+
+
+def joint(pictures, **data) -> SuperRes:
+    """Return a task of CARN, trained at all its scales."""
+    given = {"train": [str(pictures)], "patch": 5, "batch_size": 2, "steps_per_epoch": 12, "scales": [2, 3, 4], **data}
+    return make(network=CARN, data=given)
+
+
+@pytest.mark.paper("carn")
+def test_each_step_of_joint_training_has_one_scale(pictures):
+    loader = joint(pictures).loader("train")
+    orders = []
+    for epoch in (0, 1, 0):
+        loader.set_epoch(epoch)
+        batches = list(loader)
+        assert len(batches) == len(loader) == 12
+        assert all(batch["lr"].shape == (2, 3, 5, 5) for batch in batches)
+        orders.append([batch["hr"].shape[-1] // 5 for batch in batches])
+        assert set(orders[-1]) == {2, 3, 4}
+        for batch in batches:  # The same place in both.
+            scale = batch["hr"].shape[-1] // 5
+            assert (torch.nn.functional.avg_pool2d(batch["hr"], scale) - batch["lr"]).abs().mean() < 0.15
+    assert orders[0] == orders[2] != orders[1]
+
+
+@pytest.mark.paper("carn")
+def test_joint_training_reaches_every_branch(pictures):
+    """A step moves the branch of its own scale and what all share; the network is left at the scale that it was built for."""
+    task = joint(pictures)
+    model = task.model()
+    seen = set()
+    for batch in task.loader("train"):
+        model.zero_grad()
+        sum(task.losses(model, batch).values()).backward()
+        assert model.scale == 3
+        scale = batch["hr"].shape[-1] // 5
+        for factor in (2, 3, 4):
+            moved = [parameter.grad is not None and bool(parameter.grad.any()) for parameter in model.upsample[f"up{factor}"].parameters()]
+            assert all(moved) if factor == scale else not any(moved)
+        assert model.entry.weight.grad.any()
+        seen.add(scale)
+    assert seen == {2, 3, 4}
+
+
+def test_joint_training_is_refused_where_it_cannot_be(pictures, tmp_path):
+    with pytest.raises(ConfigError, match=r"data\.scales has 3, but superres/span_x2 enlarges by 2"):
+        make(network={**NETWORK, "name": "superres/span_x2"}, data={"train": [str(pictures)], "scales": [2, 3]}).loader("train")
+    with pytest.raises(ConfigError, match="different factors"):
+        joint(pictures, scales=[2, 2])
+    with pytest.raises(ConfigError, match="lr_folders names pictures of one scale"):
+        joint(pictures, lr_folders=[str(pictures)])
+    teacher = saved(tmp_path / "teacher.ckpt", make(network=CARN))
+    taught = make(network=CARN, adapters={"rank": 0, "teacher": str(teacher)}, data={"train": [str(pictures)], "scales": [2, 3]})
+    with pytest.raises(ConfigError, match="a teacher teaches at one scale"):
+        taught.loader("train")
+
+
 # Figures.
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import ClassVar
 
 import torch.nn.functional as F
@@ -53,6 +54,22 @@ class SuperResolver(nn.Module, ABC):
         if scale not in self.scales:
             raise UsageError(f"this network enlarges by {' or '.join(map(str, self.scales))}, not by {scale}")
         self.scale = scale
+
+    @contextmanager
+    def at_scale(self, scale: int) -> Iterator[None]:
+        """Work at another of :attr:`scales` for a while.
+
+        Raises:
+            UsageError: If the weights do not serve it.
+        """
+        before = self.scale
+        if scale != before:
+            self.set_scale(scale)
+        try:
+            yield
+        finally:
+            if scale != before:
+                self.set_scale(before)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the enlarged picture."""
