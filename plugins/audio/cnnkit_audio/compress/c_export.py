@@ -41,8 +41,7 @@ def write_c(network: Quantised, folder: Path, *, name: str, labels: Sequence[str
     Raises:
         UsageError: If the name is no identifier, or there are not as many labels as outputs.
     """
-    if not re.fullmatch(r"[a-z][a-z0-9_]{0,30}", name):
-        raise UsageError(f"{name!r} is no name for C code; accepted: small letters, digits and _, a letter first")
+    check_name(name)
     outputs = network.layers[-1].output[0]
     if len(labels) != outputs:
         raise UsageError(f"{len(labels)} labels for {outputs} outputs; give one for each")
@@ -69,6 +68,12 @@ def write_c(network: Quantised, folder: Path, *, name: str, labels: Sequence[str
     for file, template in zip(files, ("network.h.in", "network.c.in"), strict=True):
         write_text(file, Template((TEMPLATES / template).read_text(encoding="utf-8")).substitute(words))
     return files
+
+
+def check_name(name: str) -> None:
+    """Raise :class:`~cnnkit.errors.UsageError` if a name cannot begin the names in C code."""
+    if not re.fullmatch(r"[a-z][a-z0-9_]{0,30}", name):
+        raise UsageError(f"{name!r} is no name for C code; accepted: small letters, digits and _, a letter first")
 
 
 def _arrays(index: int, layer: Layer) -> str:

@@ -264,8 +264,8 @@ def _steps(layer: nn.Conv2d | nn.Linear) -> tuple[tuple[int, int], tuple[int, in
     """Return stride and padding."""
     if isinstance(layer, nn.Linear):
         return (1, 1), (0, 0)
-    above, before = layer.padding
-    return (layer.stride[0], layer.stride[1]), (int(above), int(before))
+    assert not isinstance(layer.padding, str)
+    return (layer.stride[0], layer.stride[1]), (layer.padding[0], layer.padding[1])
 
 
 def _real(link: Link) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
