@@ -11,6 +11,7 @@ from cnnkit.count import count_macs, count_params, on_meta
 from cnnkit.errors import CheckpointError, ConfigError
 from cnnkit.layers.fuse import fuse
 from cnnkit.testing.compare import assert_near, randomise, without_gradient
+from cnnkit_audio.models.panns import WideConv2d
 from torch import Tensor, nn
 
 pytestmark = pytest.mark.paper("convnext-audioset")
@@ -104,6 +105,33 @@ def test_the_merged_form_computes_the_same(kind):
     fuse(ours, waves(12_000))
     assert [name for name, module in ours.named_modules() if isinstance(module, nn.BatchNorm2d)] == ["bn0"]
     assert_near(ours(waves(12_000)).detach(), expected, 1e-5)
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("kernel", [3, 5])
+def test_wide_convolutions_of_few_positions_are_convolutions(kernel, last):
+    """As a product, with the kernel in either memory format, values and gradients are those of a convolution."""
+    torch.manual_seed(0)
+    wide = WideConv2d(5, 4, kernel, padding=kernel // 2).double()
+    if last:
+        wide = wide.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    x, y = (torch.randn(2, 5, 7, 3, generator=torch.Generator().manual_seed(1)).double().requires_grad_() for _ in range(2))
+    found = wide(x)
+    assert "Convolution" not in type(found.grad_fn).__name__ and "View" in type(found.grad_fn).__name__
+    expected = nn.functional.conv2d(y, wide.weight, wide.bias, padding=kernel // 2)
+    assert_near(found.detach(), expected.detach(), 1e-12)
+    gradients = torch.autograd.grad(found.square().sum(), (x, *wide.parameters()))
+    for one, other in zip(gradients, torch.autograd.grad(expected.square().sum(), (y, *wide.parameters())), strict=True):
+        assert_near(one, other, 1e-12)
+    many = torch.randn(1, 5, 20, 10).double()
+    assert torch.equal(wide(many), nn.functional.conv2d(many, wide.weight, wide.bias, padding=kernel // 2))
+
+
+def test_cnn14_has_them_where_channels_are_many():
+    with on_meta():
+        cnn14 = create_model("audio/panns_cnn14", dims=1)
+    wide = [name for name, module in cnn14.named_modules() if isinstance(module, WideConv2d)]
+    assert wide == ["conv_block5.conv2", "conv_block6.conv1", "conv_block6.conv2"]
 
 
 def test_rates_of_the_paper_have_the_same_frames():
