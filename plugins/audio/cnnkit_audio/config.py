@@ -11,6 +11,7 @@ from cnnkit.engine.config import OptimizerConfig, TrainConfig
 from cnnkit_audio.codec.config import CodecConfig
 from cnnkit_audio.effect.config import EffectConfig
 from cnnkit_audio.embedding.config import EmbeddingConfig
+from cnnkit_audio.recognition.config import RecognitionConfig
 from cnnkit_audio.tagging.config import TaggingConfig
 
 
@@ -36,6 +37,7 @@ class Config:
         embedding: Whose voice it is: speakers, trials, loss, stages of a supernet.
         codec: How sound becomes few bits: speech, losses, stages.
         effect: Which device: pairs of dry and wet sound, losses.
+        recognition: What is said: units, sessions of microphone arrays, losses, search.
         train: The schedule.
     """
 
@@ -44,4 +46,5 @@ class Config:
     embedding: EmbeddingConfig = field(default_factory=EmbeddingConfig)
     effect: EffectConfig = field(default_factory=EffectConfig)
     codec: CodecConfig = field(default_factory=CodecConfig)
+    recognition: RecognitionConfig = field(default_factory=RecognitionConfig)
     train: TrainConfig = field(default_factory=_training)

@@ -238,7 +238,7 @@ def draw_array(rng: Generator, room: Room, microphones: int, kind: str) -> np.nd
 
 
 def draw_response(rng: Generator, rate: int, *, rt60: tuple[float, float] = (0.15, 0.6), max_order: int | None = 12) -> np.ndarray:
-    """Draw the response ``(T,)`` of a random room between two random places, scaled to unit energy: what makes a dry recording reverberate."""
+    """Draw the response ``(T,)`` of a random room between two random places, of unit energy: it makes a dry recording reverberate."""
     room = Room.draw(rng, rt60=rt60)
     source, microphone = room.place(rng, 2)
     response = room.response(source, microphone[None], rate=rate, max_order=max_order)[0]
