@@ -103,7 +103,7 @@ def _resonances(signal: np.ndarray, rng: Generator, rate: int, count: int) -> np
 def _bursts(rng: Generator, time: np.ndarray, *, shortest: float, longest: float) -> list[slice]:
     """Return one to four stretches of time that do not overlap."""
     rate = round(1 / (time[1] - time[0]))
-    bursts, start = [], int(rng.uniform(0, 0.3) * rate)
+    bursts, start = [], int(rng.uniform(0, 0.3) * min(rate, time.size))
     for _ in range(rng.integers(1, 5)):
         length = int(rng.uniform(shortest, longest) * rate)
         bursts.append(slice(start, min(start + length, time.size)))

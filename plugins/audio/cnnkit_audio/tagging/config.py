@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 from cnnkit_audio.data_config import AugmentConfig, DataConfig
 
@@ -15,20 +14,20 @@ class TaggingConfig:
     """Tags, data and losses.
 
     Args:
-        labels: Names of the sounds in the order of the network's outputs.
+        labels: Names of the sounds in the order of the network's outputs; the data set's own if there are none.
         multilabel: Whether several sounds may be heard at once (sigmoid and binary cross-entropy; else softmax and cross-entropy).
         data: Recordings to train and to measure on.
         augment: What is done to them in training.
         label_smoothing: Share of the target that is spread over all labels (for single labels).
     """
 
-    labels: tuple[str, ...] = SYNTHETIC
+    labels: tuple[str, ...] = ()
     multilabel: bool = False
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     label_smoothing: float = 0.0
 
     @property
-    def scores(self) -> Literal["sigmoid", "softmax"]:
-        """How logits become confidences."""
-        return "sigmoid" if self.multilabel else "softmax"
+    def names(self) -> tuple[str, ...]:
+        """The labels; until a data set told them, those of the synthetic sounds."""
+        return self.labels or SYNTHETIC

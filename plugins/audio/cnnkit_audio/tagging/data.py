@@ -15,6 +15,9 @@ from torch.utils.data import Dataset
 
 from cnnkit_audio.augment import augment_batch
 from cnnkit_audio.data_config import AugmentConfig, DataConfig
+from cnnkit_audio.datasets import Clip, ClipDataset, balanced_weights, read_dataset
+from cnnkit_audio.datasets.crops import label_numbers
+from cnnkit_audio.sound import open_sound
 from cnnkit_audio.synth.classes import CLASSES, FOLDS, Spoiling, make
 
 
@@ -87,8 +90,30 @@ class SyntheticSounds(Sounds):
         return self._made[index][None].astype(np.float32) / 32767
 
 
-class Crops(Dataset[dict[str, Tensor]]):
-    """Random stretches of recordings, by :data:`~cnnkit.engine.sampling.Position`.
+class FileSounds(Sounds):
+    """Recordings of a data set.
+
+    Args:
+        clips: The recordings.
+        labels: The labels in the network's order.
+        rate: Samples per second.
+    """
+
+    def __init__(self, clips: Sequence[Clip], labels: Sequence[str], rate: int) -> None:
+        targets = np.zeros((len(clips), len(labels)), np.float32)
+        for row, numbers in enumerate(label_numbers(clips, labels)):
+            targets[row, numbers] = 1
+        super().__init__([str(clip.path) for clip in clips], targets, np.array([clip.fold or 0 for clip in clips]), rate)
+        self._clips = tuple(clips)
+
+    def clip(self, index: int) -> np.ndarray:
+        """Return a recording, read from its file."""
+        clip = self._clips[index]
+        return open_sound(clip.path, start=clip.start, end=clip.end, quiet=True).read(self.rate)
+
+
+class Crops(Dataset[tuple[Tensor, Tensor]]):
+    """Random stretches of synthetic sounds, by :data:`~cnnkit.engine.sampling.Position`.
 
     Args:
         sounds: The recordings.
@@ -96,38 +121,43 @@ class Crops(Dataset[dict[str, Tensor]]):
         seed: Seed of the places.
 
     Shapes:
-        An item is ``{"sound": (1, samples), "target": (C,)}``.
+        An item is a waveform ``(1, samples)`` and its target ``(C,)``.
     """
 
-    def __init__(self, sounds: Sounds, samples: int, seed: int) -> None:
+    def __init__(self, sounds: SyntheticSounds, samples: int, seed: int) -> None:
         self.sounds, self.samples, self.seed = sounds, samples, seed
 
-    def __getitem__(self, position: Position) -> dict[str, Tensor]:
+    def __len__(self) -> int:
+        return len(self.sounds)
+
+    def __getitem__(self, position: Position) -> tuple[Tensor, Tensor]:
         epoch, place, index = position
         rng, clip = item_rng(self.seed, epoch, place), self.sounds.clip(index)
         spare = clip.shape[1] - self.samples
         start = int(rng.integers(abs(spare) + 1))
         piece = clip[:, start : start + self.samples] if spare >= 0 else np.pad(clip, ((0, 0), (start, -spare - start)))
-        return {"sound": torch.from_numpy(np.ascontiguousarray(piece)), "target": torch.from_numpy(self.sounds.targets[index])}
+        return torch.from_numpy(np.ascontiguousarray(piece)), torch.from_numpy(self.sounds.targets[index])
 
 
 class TrainClips:
     """The augmented batches of one epoch after another: ``{"sound": (B, 1, T), "target": (B, C)}``, rows of soft labels.
 
     Args:
-        sounds: The recordings.
-        data: Batch size, balance, workers.
+        crops: Answers a position with a waveform and its target.
+        weights: How often each clip is to come, ``(N,)``; equally often by default.
+        data: Batch size, samples per epoch, workers.
         augment: What is done to a batch.
-        samples: Length of a crop.
+        rate: Samples per second.
         seed: Seed of everything random.
     """
 
-    def __init__(self, sounds: Sounds, data: DataConfig, augment: AugmentConfig, *, samples: int, seed: int) -> None:
-        self.augment, self.rate, self.seed, self.epoch = augment, sounds.rate, seed, 0
-        weights = balance(sounds.targets) if data.balanced else None
+    def __init__(
+        self, crops: Crops | ClipDataset, weights: np.ndarray | None, data: DataConfig, augment: AugmentConfig, *, rate: int, seed: int
+    ) -> None:
+        self.augment, self.rate, self.seed, self.epoch = augment, rate, seed, 0
         steps = None if data.samples_per_epoch is None else max(1, data.samples_per_epoch // data.batch_size)
-        sampler = PositionSampler(len(sounds), batch_size=data.batch_size, seed=seed, steps=steps, weights=weights)
-        self._loader = EpochLoader(Crops(sounds, samples, seed), sampler, workers=data.workers)
+        sampler = PositionSampler(len(crops), batch_size=data.batch_size, seed=seed, steps=steps, weights=weights)
+        self._loader = EpochLoader(crops, sampler, workers=data.workers)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch (from 0) that the next iteration yields."""
@@ -136,9 +166,9 @@ class TrainClips:
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         rank, _ = process()
-        for step, batch in enumerate(self._loader):
+        for step, (sound, target) in enumerate(self._loader):
             rng = np.random.default_rng((self.seed, self.epoch, step, rank))
-            sound, target = augment_batch(batch["sound"], batch["target"], self.augment, rng, self.rate)
+            sound, target = augment_batch(sound, target, self.augment, rng, self.rate)
             yield {"sound": sound, "target": target}
 
     def __len__(self) -> int:
@@ -171,30 +201,48 @@ class WholeClips:
         return len(range(rank, len(self.sounds), world))
 
 
-def balance(targets: np.ndarray) -> np.ndarray:
-    """Return how often each clip is to come so that labels come equally often: the mean of its labels' rarities.
+def train_clips(data: DataConfig, augment: AugmentConfig, labels: Sequence[str], *, rate: int, samples: int, seed: int) -> TrainClips:
+    """Return the training batches of a data set.
 
     Args:
-        targets: ``(N, C)``.
+        data: Which recordings, and how many at a time.
+        augment: What is done to them.
+        labels: The labels in the network's order.
+        rate: Samples per second.
+        samples: Length of a crop.
+        seed: Seed of everything random.
+
+    Raises:
+        ConfigError: If the data set is not there or not laid out so.
     """
-    rarity = 1 / np.maximum(targets.sum(0), 1)
-    return (targets * rarity).sum(1) / np.maximum(targets.sum(1), 1)
+    if data.layout == "synthetic":
+        sounds = SyntheticSounds(labels, _folds(data, held_out=False), rate)
+        return TrainClips(Crops(sounds, samples, seed), None, data, augment, rate=rate, seed=seed)
+    clips = read_dataset(data).train
+    weights = balanced_weights(clips, labels) if data.balanced else None
+    return TrainClips(ClipDataset(clips, labels, rate, samples, seed), weights, data, augment, rate=rate, seed=seed)
 
 
 def read_sounds(data: DataConfig, labels: Sequence[str], split: str, rate: int) -> Sounds | None:
-    """Return the recordings of a split at a rate, or ``None`` if the layout has none for it.
+    """Return the recordings of ``"val"`` or ``"test"`` at a rate, or ``None`` if the data set has none.
 
-    Args:
-        data: Which recordings.
-        labels: The labels in the network's order.
-        split: ``"train"``, ``"val"`` or ``"test"``; where there are only folds, the last two are both the fold held out.
-        rate: Samples per second.
+    Where there are only folds, both are the fold that is held out.
     """
     if data.layout == "synthetic":
-        if not 1 <= data.fold <= FOLDS:
-            raise ConfigError(f"tagging.data.fold={data.fold} is no fold of the synthetic sounds; accepted: 1 to {FOLDS}")
-        held_out = split != "train"
-        return SyntheticSounds(labels, [fold for fold in range(1, FOLDS + 1) if (fold == data.fold) == held_out], rate)
-    from cnnkit_audio.tagging.recordings import FileSounds
+        return SyntheticSounds(labels, _folds(data, held_out=True), rate)
+    clips = getattr(read_dataset(data), split)
+    return FileSounds(clips, labels, rate) if clips else None
 
-    return FileSounds.read(data, labels, split, rate)
+
+def labels_of(data: DataConfig) -> tuple[tuple[str, ...], bool]:
+    """Return the labels of a data set, and whether a clip may have several."""
+    if data.layout == "synthetic":
+        return tuple(CLASSES), False
+    clips = read_dataset(data)
+    return clips.labels, clips.multilabel
+
+
+def _folds(data: DataConfig, *, held_out: bool) -> list[int]:
+    if not 1 <= data.fold <= FOLDS:
+        raise ConfigError(f"tagging.data.fold={data.fold} is no fold of the synthetic sounds; accepted: 1 to {FOLDS}")
+    return [fold for fold in range(1, FOLDS + 1) if (fold == data.fold) == held_out]

@@ -14,13 +14,13 @@ from cnnkit.engine.files import atomic_path
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-BANDS = 120
+BANDS = 80
 COLUMNS = 2000
 SHOWN = 8
 RANGE_DB = 70.0
 
 _WIDTH, _LEFT, _RIGHT, _TOP = 1280, 170, 30, 20
-_SPECTRUM, _ROW, _AXIS = 2 * BANDS, 26, 44
+_SPECTRUM, _ROW, _AXIS = 3 * BANDS, 26, 44
 _PAPER, _INK, _FAINT, _BAR = (255, 255, 255), (30, 30, 30), (130, 130, 130), (0, 90, 160)
 _ANCHORS = np.array([(8, 6, 30), (66, 20, 105), (150, 40, 110), (225, 85, 75), (252, 165, 70), (253, 240, 170)], float)
 """Colours from quiet to loud, rising evenly in lightness."""
@@ -37,7 +37,7 @@ class Overview:
 
     def __init__(self, rate: int) -> None:
         self.rate = rate
-        self.size = 2 ** round(np.log2(0.032 * rate))
+        self.size = 2 ** round(np.log2(0.064 * rate))
         self.banks = AF.melscale_fbanks(self.size // 2 + 1, 0, rate / 2, BANDS, rate).numpy()
         self.columns: list[NDArray[Any]] = []
         self.frames = 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from cnnkit_audio import args, config
 from cnnkit_audio.models._base import Tagger
 from cnnkit_audio.sound import Sound
-from cnnkit_audio.tagging.data import SyntheticSounds, TrainClips, WholeClips, read_sounds
+from cnnkit_audio.tagging.data import SyntheticSounds, WholeClips, labels_of, read_sounds, train_clips
 from cnnkit_audio.tagging.events import find_events, write_audacity, write_csv
 from cnnkit_audio.tagging.metrics import TagMetric
 from cnnkit_audio.tagging.picture import Overview, draw_tags
@@ -60,13 +60,20 @@ class Tagging(Audio):
         super().__init__(cfg)
         self.monitor = ("map", "max") if cfg.tagging.multilabel else ("accuracy", "max")
 
+    def prepare(self, output: Path) -> config.Config:
+        """Complete the configuration by the labels of the data set, and by whether clips may have several."""
+        cfg = self.cfg.tagging
+        names, multilabel = labels_of(cfg.data)
+        tagging = replace(cfg, labels=cfg.labels or names, multilabel=cfg.multilabel or multilabel)
+        return replace(self.cfg, tagging=tagging)
+
     def labels(self) -> Sequence[str]:
         """Return the names of the sounds."""
-        return self.cfg.tagging.labels
+        return self.cfg.tagging.names
 
     def network_args(self) -> Mapping[str, Any]:
         """One output for each label."""
-        return {"num_classes": len(self.cfg.tagging.labels)}
+        return {"num_classes": len(self.cfg.tagging.names)}
 
     def preprocess(self) -> dict[str, Any]:
         """Return what a recording goes through before the network."""
@@ -95,13 +102,11 @@ class Tagging(Audio):
         cfg, rate = self.cfg.tagging, self.tagger.sample_rate
         if split == "example":
             return [self._synthetic()]
-        sounds = read_sounds(cfg.data, cfg.labels, split, rate)
-        if sounds is None:
-            return None
-        if split != "train":
-            return WholeClips(sounds)
-        seconds = cfg.data.seconds or self.tagger.window
-        return TrainClips(sounds, cfg.data, cfg.augment, samples=round(seconds * rate), seed=self.cfg.train.seed)
+        if split == "train":
+            samples = round((cfg.data.seconds or self.tagger.window) * rate)
+            return train_clips(cfg.data, cfg.augment, cfg.names, rate=rate, samples=samples, seed=self.cfg.train.seed)
+        sounds = read_sounds(cfg.data, cfg.names, split, rate)
+        return None if sounds is None else WholeClips(sounds)
 
     def losses(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Return the cross-entropy with the clips' soft labels, binary for each label where several may hold."""
@@ -112,7 +117,7 @@ class Tagging(Audio):
 
     def metric(self) -> TagMetric:
         """Return accuracy, mAP, mAUC and d'."""
-        return TagMetric(self.cfg.tagging.labels, multilabel=self.cfg.tagging.multilabel)
+        return TagMetric(self.cfg.tagging.names, multilabel=self.cfg.tagging.multilabel)
 
     # Prediction.
 
@@ -162,7 +167,7 @@ class Tagging(Audio):
         files: list[Path] = []
         for tags in predictions:
             assert tags.sound is not None
-            labels = self.cfg.tagging.labels
+            labels = self.cfg.tagging.names
             events = find_events(tags.starts, tags.ends, tags.scores, labels, threshold=run.threshold, top=run.top, merge=run.merge)
             files.append(write_csv(run.output / f"{run.name}.cnnkit.results.csv", events, tags.sound.path))
             files.append(write_audacity(run.output / f"{run.name}.txt", events))
@@ -186,12 +191,12 @@ class Tagging(Audio):
         """Return what is in the scene beside what was heard there."""
         from cnnkit_audio.tagging.example import compare
 
-        return compare(batch["scene"], predictions[0], self.cfg.tagging.labels)
+        return compare(batch["scene"], predictions[0], self.cfg.tagging.names)
 
     def _synthetic(self) -> Batch:
         from cnnkit_audio.synth.classes import CLASSES
 
-        labels = self.cfg.tagging.labels
+        labels = self.cfg.tagging.names
         sounds = SyntheticSounds(tuple(CLASSES), (1,), self.tagger.sample_rate, per_fold=1, seconds=max(self.tagger.window, 0.5))
         clips = torch.from_numpy(np.stack([sounds.clip(index)[:, : self.length] for index in range(4)]))
         target = torch.zeros(4, len(labels))
