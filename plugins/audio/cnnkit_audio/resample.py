@@ -139,8 +139,8 @@ def _bank(rate_in: int, rate_out: int, zeros: int, dtype: str) -> _Bank:
     several = -(-2 * taps // orig)
     size = max(1, round(taps * new / orig))  # Outputs whose inputs spread twice as far as those of one: half the products are with zeros.
     groups = []
-    for first in range(0, several * new, size):
-        outputs = np.arange(first, min(first + size, several * new))
+    for outputs in np.array_split(np.arange(several * new), -(-several * new // size)):
+        first = int(outputs[0])
         begin, end = first * orig // new - reach, int(outputs[-1]) * orig // new + reach + 2
         # Each output's place and its inputs' in units of the inputs; integers first, since their difference is what matters.
         numerator = np.arange(begin, end)[:, None] * new - outputs[None] * orig
