@@ -131,7 +131,7 @@ class Coding(Audio):
         quantise = int(batch["epoch"][0]) >= self.cfg.codec.pretrain_epochs
         if quantise and model.training and not model.codebooks_fitted:
             self._fit_codebooks(model, batch)
-        coded = model(wave, batch["levels"], quantise=quantise)
+        coded = model(wave, batch["levels"] if quantise else None, quantise=quantise)
         return self._loss.to(wave.device)(coded, wave)
 
     @cached_property

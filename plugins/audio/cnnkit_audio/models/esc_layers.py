@@ -5,11 +5,14 @@ Maps are channels last, ``(B, H, W, C)`` with frequencies before times.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from cnnkit.layers.relative_bias import RelativeAttention
 from cnnkit.layers.transformer import TransformerBlock
-from cnnkit.layers.window import map_by_mask, pad_to_multiple, partition, unpartition, wrapped_pairs
+from cnnkit.layers.window import pad_to_multiple, partition, wrapped_pairs
 from torch import Tensor, nn
 
 EPS = 1e-5
@@ -42,22 +45,35 @@ class WindowAttention(nn.Module):
         """Attend within windows."""
         height, width = x.shape[1:3]
         x = pad_to_multiple(x, self.window, first=1)
-        if any(self.shift):
-            x = torch.roll(x, [-shift for shift in self.shift], (1, 2))
-        windows = map_by_mask(partition(x, self.window), self.shift, self._attend)
-        x = unpartition(windows, self.window)
-        if any(self.shift):
-            x = torch.roll(x, self.shift, (1, 2))
-        return x[:, :height, :width]
+        size = x.shape[1:3]
+        order, groups = self._order(size, x.device)
+        # One gather shifts and cuts, and one joins and shifts back: the fewest copies there can be.
+        windows = x.flatten(1, 2).index_select(1, order).unflatten(1, (-1, math.prod(self.window)))
+        parts = windows.split([number for _, number in groups], 1)
+        attended = torch.cat([self._attend(part, last) for part, (last, _) in zip(parts, groups, strict=True)], 1)
+        back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=x.device))
+        return attended.flatten(1, 2).index_select(1, back).unflatten(1, size)[:, :height, :width]
 
-    def _attend(self, windows: Tensor, last: tuple[bool, ...]) -> Tensor:
-        if not windows.numel():
-            return windows
-        bias = None
+    def _order(self, size: Sequence[int], device: torch.device) -> tuple[Tensor, list[tuple[tuple[bool, bool], int]]]:
+        """Return where the tokens of all windows lie in the map, and how many windows, in this order, are the last ones along each axis."""
+        where = torch.arange(size[0] * size[1], device=device).view(1, *size, 1)
+        if not any(self.shift):
+            windows = partition(where, self.window)
+            return windows.flatten(), [((False, False), math.prod(windows.shape[1:3]))]
+        windows = partition(torch.roll(where, [-shift for shift in self.shift], (1, 2)), self.window)[0]
+        ends = ((False, slice(None, -1)), (True, slice(-1, None)))
+        parts = [((down, right), windows[rows, columns].flatten(0, 1)) for down, rows in ends for right, columns in ends]
+        parts = [(last, part) for last, part in parts if len(part)]
+        return torch.cat([part.flatten() for _, part in parts]), [(last, len(part)) for last, part in parts]
+
+    def _attend(self, windows: Tensor, last: tuple[bool, bool]) -> Tensor:
+        """Attend within windows ``(B, number, N, C)``, those that are ``last`` along an axis without what the shift brought together."""
+        number = windows.shape[2]
+        # PyTorch's fused attention on the CPU takes a bias of four axes, and none of three.
+        bias = torch.zeros(1, 1, number, number, dtype=windows.dtype, device=windows.device)
         if any(last):
-            apart = wrapped_pairs(self.window, self.shift, last, windows.device)
-            bias = torch.zeros(apart.shape, dtype=windows.dtype, device=windows.device).masked_fill_(apart, -100.0)
-        return self.tokens(windows.flatten(0, -3), bias).view(windows.shape)
+            bias.masked_fill_(wrapped_pairs(self.window, self.shift, last, windows.device), -100.0)
+        return self.tokens(windows.flatten(0, 1), bias).view(windows.shape)
 
 
 class Merge(nn.Module):
@@ -164,7 +180,7 @@ class PatchJoin(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the spectrum."""
         high, wide = self.patch
-        x = self.de_proj1(x.permute(0, 3, 1, 2))
-        # Channels of a patch are ordered by frequency, then time, then feature.
-        x = x.unflatten(1, (high, wide, -1)).permute(0, 3, 4, 1, 5, 2).flatten(4, 5).flatten(2, 3)
-        return self.de_proj2(x)
+        x = self.de_proj1(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        # The channels of a patch are ordered by frequency, then time, then feature; maps stay channels last.
+        x = x.unflatten(3, (high, wide, -1)).transpose(2, 3).flatten(3, 4).flatten(1, 2)
+        return self.de_proj2(x.permute(0, 3, 1, 2))
