@@ -6,11 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cnnkit.errors import ConfigError
 from cnnkit.plugin import get
 from cnnkit.testing import ModelContract, SmallModel, TaskContract
+from cnnkit.testing.compare import randomise
 from torch import Tensor
 
 pytest.importorskip("cnnkit_superres")
+
+from cnnkit_superres.merging import merged
+from cnnkit_superres.receptive import reach
+from cnnkit_superres.tiling import upscale
 
 SMALL = {
     "espcn": SmallModel({"widths": (8, 6)}, in_chans=1),
@@ -44,6 +50,28 @@ class TestModels(ModelContract):
         batch, colours, *sides = outputs[0].shape
         assert (batch, colours) == (small.batch, small.in_chans)
         assert sides[0] / x.shape[2] == sides[1] / x.shape[3] in (2, 3, 4)
+
+
+@pytest.mark.parametrize("name", sorted(TestModels.small))
+def test_tiles_equal_the_whole_picture(name: str) -> None:
+    """To 1e-5 for every network as it infers, merged; one that sees the whole picture refuses to be cut."""
+    small = TestModels.small[name]
+    model = merged(randomise(small.build(name, 2)))
+    found, tile = reach(model), 8
+    # Both ends of the range are exceeded, so that nothing of the result is cut off.
+    width = 2 * tile + 5 + (found.halo if found else 0)
+    pixels = (2 * np.random.default_rng(0).random((tile + 3, width, small.in_chans), np.float32)) - np.float32(0.5)
+    assert (found is None) == name.removeprefix("superres/").startswith(("a2n", "imdn"))  # Attention to the mean, or the contrast, of all.
+    if found is None:
+        with pytest.raises(ConfigError, match="sees the whole picture at once"):
+            upscale(model, pixels, tile=tile)
+        return
+    tiles: list[int] = []
+    whole = upscale(model, pixels)
+    tiled = upscale(model, pixels, tile=tile, progress=lambda done, total: tiles.append(total))
+    assert whole.std() > 0.05
+    assert tiles[0] == len(tiles) >= 6  # No window has the whole width.
+    assert np.abs(tiled - whole).max() <= 1e-5 * np.abs(whole).max()
 
 
 class TestTask(TaskContract):
