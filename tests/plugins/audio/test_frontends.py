@@ -336,11 +336,11 @@ def test_an_inverse_that_does_not_exist_is_refused() -> None:
 
 
 def test_what_is_exported_is_the_same(front: FrontEnd, monkeypatch: pytest.MonkeyPatch) -> None:
-    """1e-5 of the range, in eager mode: the path by real products."""
+    """2e-5 of the range, in eager mode: the path by real products."""
     x = noise(7_010)
     expected = front(x)
     monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
-    torch.testing.assert_close(front(x), expected, rtol=0, atol=1e-5 * float(expected.max() - expected.min()))
+    torch.testing.assert_close(front(x), expected, rtol=0, atol=2e-5 * float(expected.max() - expected.min()))
 
 
 EXPORTED = {name: FRONTS[name] for name in ("efficientat", "kaldi")}

@@ -82,7 +82,7 @@ def test_a_shared_frame_is_computed_once() -> None:
     """Windows of 100 hops every 10: at least three times fewer frames than windows one by one."""
     front = frontends.panns()
     seen: list[int] = []
-    front.spectrum.register_forward_hook(lambda module, inputs, output: seen.append(output.shape[0] * output.shape[1]))
+    front.bank.register_forward_hook(lambda module, inputs, output: seen.append(output.shape[0] * output.shape[-1]))
     starts = list(range(0, 320 * 400, 3_200))
     window_features.window_features(front, recording(starts[-1] + 32_000), starts, 32_000)
     assert 3 * sum(seen) < len(starts) * front.frames(32_000)

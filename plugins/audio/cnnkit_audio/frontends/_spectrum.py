@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 from cnnkit_audio.frontends._base import Framing, Window, exported, table, window_function
 
+PIECE = 1024
+"""Frames that are transformed at once on a processor."""
+
 
 class Spectrum(nn.Module):
     """Energies or magnitudes of frames.
@@ -58,14 +61,18 @@ class Spectrum(nn.Module):
         """Return the energies (or another power of the magnitudes)."""
         if torch.compiler.is_exporting():
             return self._magnitudes(*self._convolved(x)).transpose(1, 2)
-        frames = self._prepared(self.framing.cut(x)) * self.window.to(x.dtype)
+        return self.of_frames(self.framing.cut(x))
+
+    def of_frames(self, frames: Tensor) -> Tensor:
+        """Return the energies ``(B, n, n_fft // 2 + 1)`` of frames ``(B, n, length)``."""
+        frames = self._prepared(frames)
         if self.framing.length > self.n_fft:
             frames = frames.unflatten(-1, (-1, self.n_fft)).sum(-2)
         spectrum = torch.fft.rfft(frames, self.n_fft)
         return self._magnitudes(spectrum.real, spectrum.imag)
 
     def _magnitudes(self, real: Tensor, imag: Tensor) -> Tensor:
-        energy = torch.addcmul(real.square(), imag, imag)
+        energy = real.square().addcmul_(imag, imag)
         if self.power == 2.0:
             return energy
         if self.power == 1.0:
@@ -73,12 +80,17 @@ class Spectrum(nn.Module):
         return energy.clamp_min(1e-30).pow(self.power / 2)
 
     def _prepared(self, frames: Tensor) -> Tensor:
-        if self.remove_dc:
-            frames = frames - frames.mean(-1, keepdim=True)
-        if self.preemphasis:
-            first = frames[..., :1] * (1 - self.preemphasis)
-            frames = torch.cat((first, torch.sub(frames[..., 1:], frames[..., :-1], alpha=self.preemphasis)), -1)
-        return frames
+        """Return the windowed frames. Large tensors are changed in place: to fetch fresh memory costs more than to compute."""
+        window, share = self.window.to(frames.dtype), 1 - self.preemphasis
+        mean = frames.mean(-1, keepdim=True) if self.remove_dc else None
+        if not self.preemphasis:
+            return frames * window if mean is None else (frames - mean).mul_(window)
+        emphasised = torch.sub(frames[..., 1:], frames[..., :-1], alpha=self.preemphasis)
+        if self.shape[0] == 0:  # The first sample does not count, and where a frame begins does not change its energies.
+            window = window[1:]
+        else:
+            emphasised = torch.cat((frames[..., :1] * share, emphasised), -1)
+        return (emphasised if mean is None else emphasised.sub_(mean * share)).mul_(window)
 
     def _convolved(self, x: Tensor) -> tuple[Tensor, Tensor]:
         kernels = exported(self.kernels(), x)
@@ -130,6 +142,14 @@ class Bank(nn.Module):
             return (energies @ banks).transpose(1, 2)
         sums = [energies[..., low:high] @ banks[low:high, first:last] for first, last, low, high in self.groups]
         return torch.cat(sums, -1).transpose(1, 2)
+
+
+def band_energies(spectrum: Spectrum, bank: Bank, x: Tensor) -> Tensor:
+    """Return ``bank(spectrum(x))``; on a processor some frames at a time, so that what lies between stays in its cache."""
+    if torch.compiler.is_exporting() or x.device.type != "cpu":
+        return bank(spectrum(x))
+    pieces = spectrum.framing.cut(x).split(max(1, PIECE // max(1, len(x))), 1)
+    return torch.cat([bank(spectrum.of_frames(piece)) for piece in pieces], -1)
 
 
 def _used(rows: np.ndarray) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from cnnkit.errors import ConfigError
 from torch import Tensor
 
 from cnnkit_audio.frontends._base import Framing, FrontEnd, Padding, Window, exported
-from cnnkit_audio.frontends._spectrum import Bank, Spectrum
+from cnnkit_audio.frontends._spectrum import Bank, Spectrum, band_energies
 from cnnkit_audio.frontends.mel import Log, Scaling
 
 Ref = float | Literal["max"]
@@ -135,7 +135,7 @@ class Gammatone(_Image):
 
     def features(self, x: Tensor) -> Tensor:
         """Return ``(B, n_bands, frames)``."""
-        return self.scaling(self.bank(self.spectrum(x)))
+        return self.scaling(band_energies(self.spectrum, self.bank, x))
 
 
 def erb_space(low: float, high: float, count: int) -> np.ndarray:

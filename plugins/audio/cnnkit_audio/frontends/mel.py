@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from cnnkit_audio.frontends._banks import Scale, dct_matrix, mel_banks
 from cnnkit_audio.frontends._base import Framing, FrontEnd, Padding, Window, one_of, table
-from cnnkit_audio.frontends._spectrum import Bank, Spectrum
+from cnnkit_audio.frontends._spectrum import Bank, Spectrum, band_energies
 
 Log = Literal["db", "ln", "ln_max", "none"]
 
@@ -167,7 +167,7 @@ class LogMel(FrontEnd):
         """Return ``(B, n_mels, frames)``."""
         if self.preemphasis:
             x = torch.sub(x[:, 1:], x[:, :-1], alpha=self.preemphasis)
-        return self.scaling(self.bank(self.spectrum(x)))
+        return self.scaling(band_energies(self.spectrum, self.bank, x))
 
     def frames(self, samples: int) -> int:
         """Return the number of frames: one per hop, and one at the start (unless ``pad="none"``)."""
@@ -253,7 +253,7 @@ class Fbank(FrontEnd):
         """Return ``(B, bands, frames)``."""
         if self.scale != 1.0:
             x = x * self.scale
-        mels = self.scaling(self.bank(self.spectrum(x)))
+        mels = self.scaling(band_energies(self.spectrum, self.bank, x))
         if not self.use_energy:
             return mels
         energy = self._energy(x)[:, None]
