@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from cnnkit.errors import InputError, UsageError
 from cnnkit.options import RunOptions, expand, name_inputs, option
@@ -44,8 +44,15 @@ class Run(RunOptions):
         choices=ARRAYS,
     )
 
+    stream: bool = option(False, "Listen while sound is still made: the input is - for standard input, or mic; Ctrl-C ends it.")
+    raw: str = option("", "What comes in by --stream - where it has no header, for example s16le,16000 or s16le,48000,2.", metavar="KIND")
+
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.stream and [str(path) for path in self.inputs] not in ([], ["-"], ["mic"]):
+            raise UsageError("--stream listens to one input: type - for standard input, or mic")
+        if self.raw and not self.stream:
+            raise UsageError("--raw tells what comes in by --stream; add it, or leave --raw out")
         if self.levels is not None and self.levels < 1:
             raise UsageError(f"--levels {self.levels} would code nothing; accepted: 1 or more")
         if self.hop is not None and not self.hop > 0:
@@ -56,7 +63,9 @@ class Run(RunOptions):
             raise UsageError(f"--top {self.top} would write nothing; accepted: 1 or more")
 
     def group(self) -> Mapping[str, tuple[Path, ...] | InputError]:
-        """Return the files of each input: one each, or those that ``array`` joins, in the order of their channels."""
+        """Return the files of each input: one each, or those that ``array`` joins, in the order of their channels; or the stream."""
+        if self.stream:
+            return {"stream": self.inputs}
         if self.array == "none":
             return super().group()
         found = expand(self.inputs, self.suffixes)
@@ -67,6 +76,17 @@ class Run(RunOptions):
         grouped = name_inputs([item for item in found if not isinstance(item, Path)], self.suffixes)
         names = name_inputs(list(joined))
         return {**grouped, **{name: tuple(joined[paths[0]]) for name, paths in names.items() if isinstance(paths, tuple)}}
+
+    def raw_samples(self) -> dict[str, Any]:
+        """Return format, rate and channels of what has no header, for :func:`cnnkit_audio.stream.open_stream`."""
+        if not self.raw:
+            return {}
+        kind, *numbers = self.raw.split(",")
+        try:
+            rate, channels = (*map(int, numbers), 1)[:2]
+        except ValueError:
+            raise UsageError(f"--raw {self.raw} is not of the form FORMAT,RATE or FORMAT,RATE,CHANNELS; type s16le,16000") from None
+        return {"format": kind, "rate": rate, "channels": channels}
 
     def _array_of(self, path: Path) -> Path:
         """Return what stands for the recording that a file is part of: a path whose last part names it."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from cnnkit.backbones import create_model, model_entry
 from cnnkit.errors import ConfigError
@@ -17,6 +17,7 @@ from cnnkit_audio.models._base import SoundModel
 from cnnkit_audio.sound import open_sound
 
 Batch = dict[str, Any]
+Item = TypeVar("Item")
 
 JOBS = {
     "tagging": "cnnkit_audio.tagging.task:Tagging",
@@ -66,10 +67,23 @@ class Audio:
             return self.model()
 
     def read(self, run: RunOptions) -> Iterable[Batch]:
-        """Open each file."""
+        """Open each file, or the stream."""
         assert isinstance(run, args.Run)
+        if run.stream:
+            from cnnkit_audio.stream import open_stream
+
+            yield {"name": run.name, "sound": open_stream(str(run.inputs[0]), **run.raw_samples()), "run": run}
+            return
         for path in run.inputs:
             yield {"name": run.name, "sound": open_sound(path), "run": run}
+
+
+def until_interrupted(items: Iterable[Item]) -> Iterator[Item]:
+    """Yield what comes until the user types Ctrl-C, which ends a stream as silence would not."""
+    try:
+        yield from items
+    except KeyboardInterrupt:
+        return
 
 
 def _kind(name: str) -> type[SoundModel]:

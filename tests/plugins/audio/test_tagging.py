@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from cnnkit.checkpoint import read_header
+from cnnkit.checkpoint import read_header, save_checkpoint
 from cnnkit.config import from_dict
-from cnnkit.engine.fit import fit
+from cnnkit.engine.fit import fit, header_for
 from cnnkit.engine.load import load
-from cnnkit.errors import ConfigError, InputWarning
+from cnnkit.errors import ConfigError, InputWarning, UsageError
 from cnnkit.plugin import get
 from cnnkit.testing.compare import stir
 from cnnkit_audio.args import Run
@@ -166,6 +168,34 @@ def test_the_overview_of_hours_stays_small() -> None:
     loudness = levels.mean(0)
     third = len(loudness) // 3
     assert loudness[third + 5 : 2 * third - 5].max() < loudness[: third - 5].min() - 0.3
+
+
+def test_a_stream_is_heard_as_it_comes(tmp_path: Path) -> None:
+    """Standard input, WAV and raw: the same windows as those of the file, printed one by one."""
+    made = task()
+    checkpoint = save_checkpoint(tmp_path / "model.ckpt", model_of(made).state_dict(), header_for(made, made.model(), get("audio"), {}))
+    signal = make("siren", np.random.default_rng(0), 1.6, RATE)
+    path = write_sound(tmp_path / "a.wav", signal[None], RATE)
+    command = [sys.executable, "-c", "from cnnkit.cli import main; main()", "run", "audio", "--ckpt", str(checkpoint), "--device", "cpu"]
+    command += ["-q", "--threshold", "0", "--top", "1", "--no-merge"]
+    subprocess.run([*command, str(path), "-o", str(tmp_path / "file")], check=True, capture_output=True)
+    rows = (tmp_path / "file" / "a.cnnkit.results.csv").read_text(encoding="utf-8").replace(str(path), "-")
+    raw = path.read_bytes()[-2 * signal.size :]
+    for name, data, options in (("wav", path.read_bytes(), ()), ("raw", raw, ("--raw", f"s16le,{RATE}"))):
+        words = [*command, "-", "--stream", *options, "-o", str(tmp_path / name)]
+        done = subprocess.run(words, input=data, capture_output=True, check=True)
+        assert (tmp_path / name / "stream.cnnkit.results.csv").read_text(encoding="utf-8") == rows
+        printed = [line for line in done.stdout.decode().splitlines() if " s  " in line]
+        assert len(printed) == len(rows.splitlines()) - 1 and printed[1].startswith("    0.25 s  ")
+
+
+def test_a_stream_is_one_input() -> None:
+    with pytest.raises(UsageError, match="one input"):
+        Run(inputs=(Path("a.wav"),), stream=True)
+    with pytest.raises(UsageError, match="add it"):
+        Run(inputs=(Path("a.wav"),), raw="s16le,8000")
+    with pytest.raises(UsageError, match="FORMAT,RATE"):
+        Run(inputs=(Path("-"),), stream=True, raw="s16le,fast").raw_samples()
 
 
 @pytest.mark.skipif(not get("audio").checkpoint, reason="no built-in checkpoint")

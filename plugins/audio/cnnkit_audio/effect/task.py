@@ -19,7 +19,7 @@ from cnnkit_audio.effect.data import SimulatedPairs, WholePairs, crop_loader, re
 from cnnkit_audio.effect.metrics import EffectMetric, error_to_signal, stft_distance
 from cnnkit_audio.models._base import Effect
 from cnnkit_audio.sound import Sound, open_sound, write_sound
-from cnnkit_audio.task import Audio, Batch
+from cnnkit_audio.task import Audio, Batch, until_interrupted
 from cnnkit_audio.writing import SoundWriter
 
 
@@ -110,7 +110,8 @@ class EffectModelling(Audio):
             return [Processed(np.concatenate(list(through(model, [dry.cpu().numpy()], knobs)), axis=1)) for dry, knobs in pairs]
         sound, run = batch["sound"], batch["run"]
         knobs = torch.tensor(settings(run.knobs, model.knobs))
-        return [Processing(sound, through(model, sound.blocks(model.sample_rate, channels="all"), knobs))]
+        blocks = sound.blocks(model.sample_rate, channels="all")
+        return [Processing(sound, through(model, until_interrupted(blocks) if run.stream else blocks, knobs))]
 
     def write(self, predictions: Sequence[Processing], run: RunOptions) -> list[Path]:
         """Write ``NAME.processed.wav``: 24 bits, at the network's rate, as long as the recording."""

@@ -24,8 +24,11 @@ from cnnkit_audio.tagging.events import find_events, write_audacity, write_csv
 from cnnkit_audio.tagging.metrics import TagMetric
 from cnnkit_audio.tagging.picture import Overview, draw_tags
 from cnnkit_audio.tagging.windows import WindowGroup, window_groups
-from cnnkit_audio.task import Audio, Batch
+from cnnkit_audio.task import Audio, Batch, until_interrupted
 from cnnkit_audio.window_features import window_features
+
+GROUP = 16
+"""Windows that go through the network at once."""
 
 
 @dataclass
@@ -138,12 +141,13 @@ class Tagging(Audio):
         """Run the network over the windows of a recording."""
         rate, length = model.sample_rate, self.length
         hop = length // 2 if run is None or run.hop is None else max(1, round(run.hop * rate))
-        keep = run is not None and run.embeddings
+        keep, live = run is not None and run.embeddings, run is not None and run.stream
         starts: list[float] = []
         ends: list[float] = []
         scores: list[np.ndarray] = []
         embeddings: list[np.ndarray] = []
-        for group in window_groups(blocks, length, hop):
+        groups = window_groups(blocks, length, hop, size=1 if live else GROUP)
+        for group in until_interrupted(groups) if live else groups:
             if group.missing:
                 _say_padded(length, length - group.missing, rate)
             vectors = model.embed(features_of(model, group))
@@ -151,10 +155,18 @@ class Tagging(Audio):
             if keep:
                 embeddings.append(vectors.float().cpu().numpy())
             first = [(group.offset + start) / rate for start in group.starts]
+            if live:
+                self._print(first[0], scores[-1][0], run)
             starts += first
             ends += [start + (length - group.missing) / rate for start in first]
         none = np.zeros((0, 0), np.float32)
         return Tags(np.array(starts), np.array(ends), np.concatenate(scores), np.concatenate(embeddings) if keep else none)
+
+    def _print(self, second: float, scores: np.ndarray, run: args.Run | None) -> None:
+        """Say at once what is heard in a window of a stream."""
+        assert run is not None
+        best = [index for index in np.argsort(-scores, kind="stable")[: run.top] if scores[index] >= run.threshold]
+        print(f"{second:8.2f} s  " + "  ".join(f"{self.cfg.tagging.names[index]}: {scores[index]:.3f}" for index in best), flush=True)
 
     def _confidences(self, logits: Tensor) -> np.ndarray:
         logits = logits.float()
