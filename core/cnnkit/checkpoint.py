@@ -275,6 +275,7 @@ WRAPPERS = (
     "state_dict_ema",
     "model",
     "net",
+    "weight",
 )
 PREFIXES = ("module.", "_orig_mod.")
 """What DataParallel and torch.compile put before every key, in either order."""

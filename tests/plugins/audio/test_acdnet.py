@@ -118,7 +118,7 @@ def test_every_parameter_gets_a_gradient():
 def test_official_weights_tell_their_own_widths(plain, tmp_path):
     """The released files hold the weights beside the list of widths."""
     theirs = randomise(plain("acdnet").ACDNet(30225, 7, 20000, list(MICRO)), gain=2.0)
-    torch.save(theirs.state_dict(), tmp_path / "pruned.pt")
+    torch.save({"weight": theirs.state_dict(), "config": list(MICRO)}, tmp_path / "pruned.pt")
     state = read_state(tmp_path / "pruned.pt")
     assert arguments_of(state) == {"channels": list(MICRO), "num_classes": 7}
     ours = ACDNet(**arguments_of(state)).eval()
