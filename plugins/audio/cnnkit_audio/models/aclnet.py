@@ -6,7 +6,7 @@ Their map, features by frames, is an image of one channel, which a network in th
     ``x -> conv 9 / S1 -> conv 5 / S2 -> max over 10 ms -> (1, 64, frames) -> conv -> 4 times [conv, conv, max 2x2] -> mean -> classes``
 
 All convolutions but the first of each part may be depthwise-separable, as in MobileNet, and a multiplier scales the widths of the second
-part; that spans four orders of magnitude of cost.
+part: the two trade accuracy for parameters and time.
 
 There is no official code. Kernels, widths and the order of layers are those of a public re-implementation of the paper's two tables. It
 has a fifth 2x2 maximum, after the first convolution of the image (``stem_pool=True``): with it the 49.3 M multiply-adds per second that the
