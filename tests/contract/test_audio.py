@@ -13,12 +13,15 @@ from torch import Tensor, nn
 pytest.importorskip("cnnkit_audio")
 
 from cnnkit_audio.models._base import Effect
+from cnnkit_audio.models.acs_asr import ACSASR
 from cnnkit_audio.sound import write_sound
 
 _ACDNET = {"channels": (3, 6, 4, 5, 4, 6, 5, 7, 6, 8, 7, 5), "length": 4000}
 _TCN = SmallModel({"channels": 4, "blocks": 3, "kernel": 3, "growth": 3}, in_chans=1)
 _TDNN = SmallModel({"channels": (16, 16), "kernels": (5, 3), "cat": 16}, in_chans=1, num_classes=192, sizes={1: (2000,)})
 _ESC = {"channels": (6, 8, 12), "heads": (2, 2), "codebook_channels": (4, 4, 3), "codebook_size": 16, "groups": 2, "mlp_ratio": 2.0}
+_ASR = {"sample_rate": 4000, "n_fft": 64, "win_length": 64, "hop": 32, "n_mels": 8, "width": 16, "heads": 2, "hidden": 16, "kernel": 3}
+_ASR |= {"keep": (2, 2), "channel_layers": 1, "layers": 1, "decoder_layers": 1, "fusion_width": 2, "dropout": 0.0}
 SMALL: dict[str, SmallModel] = {
     **{
         f"audio/{name}": SmallModel({"filters": 8, "widths": (6, 7, 8, 9), "hidden": 20}, in_chans=1, batch=3, sizes={1: (66_150,)})
@@ -40,6 +43,7 @@ SMALL: dict[str, SmallModel] = {
     "audio/efficient_tdnn_supernet": SmallModel({**_TDNN.args, "kernels": (1, 1)}, in_chans=1, num_classes=192, sizes={1: (2000,)}),
     "audio/esc_base": SmallModel(_ESC, in_chans=1, sizes={1: (1600,)}),
     "audio/esc_large": SmallModel(_ESC, in_chans=1, sizes={1: (1600,)}),
+    "audio/acs_asr": SmallModel(_ASR, in_chans=3, num_classes=6, sizes={1: (3000,)}),
 }
 """The small form of each network of the manifest. An audio network takes ``(B, 1, T)``: sizes = {1: (samples,)}."""
 
@@ -56,13 +60,16 @@ class TestModels(ModelContract):
     small = SMALL
 
     def forward(self, model: nn.Module, x: Tensor) -> list[Tensor]:
-        """An effect has knobs beside its input."""
+        """An effect has knobs beside its input; a recogniser has a decoder, which reads what was written so far."""
+        if isinstance(model, ACSASR):
+            heard = model.hear(x)
+            return [model(x), heard.ctc, model.attend(heard, torch.tensor([[1, 2, 3]] * len(x)))]
         return [model(x, torch.full((len(x), len(model.knobs)), 0.5))] if isinstance(model, Effect) else super().forward(model, x)
 
     def check_output(self, small: SmallModel, x: Tensor, outputs: list[Tensor]) -> None:
-        """A tagger has scores for classes, an effect one channel of sound."""
+        """A tagger has scores for classes, a recogniser has them for each frame, an effect has one channel of sound."""
         batch, channels, *time = outputs[0].shape
-        assert batch == small.batch and (channels == small.num_classes if not time else channels == 1 and time[0] > 0)
+        assert batch == small.batch and channels in ((1, small.num_classes) if time else (small.num_classes,)) and all(time)
 
 
 class TestEmbedding(TaskContract):
@@ -113,3 +120,17 @@ class TestTaggingTask(TaskContract):
 
     def example_input(self, folder: Path) -> Path:
         return recording(folder / "chirp.wav")
+
+
+class TestRecognitionTask(TaskContract):
+    plugin = "audio"
+    config = {
+        "network": {
+            "name": "audio/acs_asr",
+            "args": {key: list(value) if isinstance(value, tuple) else value for key, value in _ASR.items()},
+        }
+    }
+
+    def example_input(self, folder: Path) -> Path:
+        sound = 0.1 * np.random.default_rng(0).standard_normal((3, 6000)).astype(np.float32)
+        return write_sound(folder / "array.wav", sound, 4000)

@@ -58,7 +58,7 @@ def test_response_equals_a_sum_of_sinc_functions() -> None:
 
 @pytest.mark.parametrize(("sides", "rt60"), [((4.0, 4.0, 4.0), 0.3), ((5.0, 4.0, 3.0), 0.25), ((5.0, 5.0, 4.0), 0.35)])
 def test_decay_is_eyring_s(sides: tuple[float, float, float], rt60: float) -> None:
-    """Above 100 Hz within 25 percent: sound along the longest way lives longer than in a diffuse field, the more so the flatter the room."""
+    """Above 100 Hz within 25 percent: sound along the longest way lives longer than in a diffuse field, most in flat rooms."""
     place = np.array(sides) * [0.62, 0.7, 0.55]
     response = rooms.room_response(sides, np.array(sides) * [0.3, 0.27, 0.4], place, rate=4000, rt60=rt60)[0]
     heard = signal.sosfilt(signal.butter(2, 100, "high", fs=4000, output="sos"), response)

@@ -51,7 +51,8 @@ def prefix_beam(log_probs: np.ndarray, beam: int, *, blank: int = 0) -> list[tup
             for unit in units:
                 again = bool(prefix) and prefix[-1] == unit
                 add((*prefix, unit), NEVER, (empty if again else both) + frame[unit])
-        ranked = sorted(grown.items(), key=lambda item: -np.logaddexp(*item[1]))
+        possible = [item for item in grown.items() if max(item[1]) > NEVER]
+        ranked = sorted(possible, key=lambda item: -np.logaddexp(*item[1]))
         beams = dict(ranked[:beam])
     return [(prefix, float(np.logaddexp(*scores))) for prefix, scores in beams.items()]
 
