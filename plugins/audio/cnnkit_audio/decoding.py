@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import numpy as np
 from cnnkit.errors import InputError
 
 from cnnkit_audio.containers import Container, read_header, read_samples
+from cnnkit_audio.mpeg import Untold, count
 
 try:
     import soundfile
@@ -22,6 +25,8 @@ except OSError:  # The Python package is there, and the C library is not: WAV an
 HIGHEST_RATE = 10_000_000
 SALVAGE = 4096
 """Frames that are read at once where a file is damaged; about what FLAC packs into one."""
+MPEG_DELAY = 2304
+"""Samples that an MP3 decoder swallows at the beginning at most."""
 UNKNOWN = 2**62
 """Frames from which libsndfile means that it does not know."""
 
@@ -49,6 +54,7 @@ class Header:
         subtype: Kind of samples by libsndfile's name, for example ``"PCM_24"``.
         remark: What is wrong with the file and does not keep it from being read.
         container: How this package reads it by itself, where libsndfile does not.
+        untold: Its length where an MP3 file does not tell it.
     """
 
     sample_rate: int
@@ -58,6 +64,7 @@ class Header:
     subtype: str
     remark: str = ""
     container: Container | None = None
+    untold: Untold | None = None
 
 
 def look(path: Path) -> Header:
@@ -121,7 +128,7 @@ def decode(
         raise InputError(f"{path.name}: none of its samples can be read" + (f" ({problem})" if problem else ""))
     if problem:
         tell(f"damaged after {seconds:.2f} s ({problem}); what follows is left out")
-    elif wanted is not None and wanted - got > 0.05 * header.sample_rate:
+    elif wanted is not None and wanted - got > max(0.05 * header.sample_rate, MPEG_DELAY if header.untold else 0):
         tell(f"ends after {seconds:.2f} s of the {(start + wanted) / header.sample_rate:.2f} s that its header claims")
 
 
@@ -145,10 +152,19 @@ def _begin(path: Path) -> tuple[bytes, int]:
     return magic, size
 
 
-def _open(path: Path) -> Any:
+@contextmanager
+def _open(path: Path, untold: Untold | None = None) -> Iterator[Any]:
     if soundfile is None:
         raise _Unreadable("libsndfile is missing")
+    with ExitStack() as opened:
+        source = opened.enter_context(untold.open(path)) if untold is not None else None
+        yield opened.enter_context(_libsndfile(path, source))
+
+
+def _libsndfile(path: Path, source: Any) -> Any:
     try:
+        if source is not None:
+            return soundfile.SoundFile(source)
         return soundfile.SoundFile(os.fsencode(path) if os.name == "posix" else str(path))  # Bytes: names in no encoding exist.
     except (soundfile.LibsndfileError, TypeError) as error:
         raise _Unreadable(_reason(error)) from error
@@ -161,7 +177,10 @@ def _reason(error: Exception) -> str:
 def _by_libsndfile(path: Path) -> Header:
     with _open(path) as file:
         frames = None if file.frames >= UNKNOWN else file.frames
-        return Header(file.samplerate, file.channels, frames, file.format, file.subtype, _shortened(file.extra_info))
+        header = Header(file.samplerate, file.channels, frames, file.format, file.subtype, _shortened(file.extra_info))
+    if header.subtype == "MPEG_LAYER_III" and (untold := count(path)) is not None and untold.frames > 1.01 * (frames or 0):
+        return dataclasses.replace(header, frames=untold.frames, untold=untold)
+    return header
 
 
 def _shortened(log: str) -> str:
@@ -206,7 +225,7 @@ def _own_pieces(path: Path, header: Header, size: int, start: int, wanted: int |
 def _pieces(path: Path, header: Header, size: int, start: int, wanted: int | None) -> Iterator[np.ndarray]:
     got = 0
     failure = None
-    with _open(path) as file:
+    with _open(path, header.untold) as file:
         if (file.samplerate, file.channels) != (header.sample_rate, header.channels):
             raise _Unreadable("another file took its place")
         try:
@@ -221,13 +240,13 @@ def _pieces(path: Path, header: Header, size: int, start: int, wanted: int | Non
         except soundfile.LibsndfileError as error:
             failure = error
     if failure is not None:
-        yield from _salvage(path, start + got, size)
+        yield from _salvage(path, header, start + got, size)
         raise _Unreadable(_reason(failure)) from failure
 
 
-def _salvage(path: Path, position: int, size: int) -> Iterator[np.ndarray]:
+def _salvage(path: Path, header: Header, position: int, size: int) -> Iterator[np.ndarray]:
     """Yield in small pieces what can be read after ``position`` of the ``size`` frames that could not be read at once."""
-    with _open(path) as file:
+    with _open(path, header.untold) as file:
         try:
             file.seek(position)
             for _ in range(-(-size // SALVAGE)):

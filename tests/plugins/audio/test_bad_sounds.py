@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import warnings
 from pathlib import Path
@@ -138,6 +139,7 @@ def test_a_file_that_goes_away(tmp_path: Path) -> None:
             sound.read(RATE)
 
 
+@pytest.mark.filterwarnings("ignore::cnnkit.errors.InputWarning")
 def test_a_file_that_another_one_replaces(tmp_path: Path) -> None:
     path = save(tmp_path / "a.wav", tone())
     sound = open_sound(path)
@@ -158,6 +160,7 @@ def test_a_file_that_shrinks_while_it_is_read(tmp_path: Path) -> None:
     assert 4 * RATE < sum(part.shape[1] for part in parts) < 11 * RATE
 
 
+@pytest.mark.filterwarnings("ignore::cnnkit.errors.InputWarning")
 def test_rates_that_no_recorder_takes(tmp_path: Path) -> None:
     whole = bytearray(save(tmp_path / "a.wav", tone()).read_bytes())
     whole[24:28] = struct.pack("<I", 2_000_000_011)
@@ -175,7 +178,7 @@ def test_rates_that_no_recorder_takes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["a.wav", "a.flac", "a.mp3", "a.ogg", "a.opus", "a.aiff", "a.au", "a.w64", "a.rf64"])
 def test_shorter_than_its_header_claims(tmp_path: Path, name: str) -> None:
-    noise = (0.1 * np.random.default_rng(0).standard_normal(20 * RATE)).astype(np.float32)
+    noise = (0.1 * np.random.default_rng(0).standard_normal(10 * RATE)).astype(np.float32)
     kind = {"a.opus": {"format": "OGG", "subtype": "OPUS"}, "a.rf64": {"format": "RF64"}}.get(name, {})
     with soundfile.SoundFile(tmp_path / "whole", "w", RATE, 1, **(kind or {"format": name[2:].upper()})) as out:
         for first in range(0, len(noise), 2**15):
@@ -183,7 +186,7 @@ def test_shorter_than_its_header_claims(tmp_path: Path, name: str) -> None:
     whole = (tmp_path / "whole").read_bytes()
     (tmp_path / name).write_bytes(whole[: len(whole) * 6 // 10])
     signal, said = hear(tmp_path / name)
-    assert 10 * RATE < signal.shape[1] < 13 * RATE
+    assert 5 * RATE < signal.shape[1] < 6.6 * RATE
     assert len(said) == 1 and said[0].startswith(f"{name}: ") and ("claims" in said[0] or "damaged" in said[0] or "its end" in said[0])
 
 
@@ -207,6 +210,38 @@ def test_a_recorder_that_was_cut_off(tmp_path: Path, size: int) -> None:
     signal, said = hear(tmp_path / "a.wav")
     np.testing.assert_allclose(signal[0], tone(), atol=1e-4)
     assert said == ([] if size else ["a.wav: its header does not say how long it is, as after a recorder was cut off; read to its end"])
+
+
+@pytest.mark.parametrize(("rate", "channels"), [(44100, 1), (48000, 2), (22050, 1), (16000, 2), (8000, 1)])
+def test_mp3_that_does_not_tell_its_length(tmp_path: Path, rate: int, channels: int) -> None:
+    loud_first = np.concatenate([(0.3 * np.random.default_rng(0).standard_normal(5 * rate)).astype(np.float32), tone(15, rate, level=0.1)])
+    with soundfile.SoundFile(
+        tmp_path / "a.mp3", "w", rate, channels, "MPEG_LAYER_III", bitrate_mode="VARIABLE", compression_level=0.5
+    ) as out:
+        out.write(np.stack([loud_first] * channels, axis=1))
+    data = (tmp_path / "a.mp3").read_bytes()
+    tag = data.index(b"Xing")
+    first = data.rindex(b"\xff", 0, tag)
+    for before in (b"", b"ID3\x04\0\0\0\0\x01\x00" + bytes(128)):
+        (tmp_path / "b.mp3").write_bytes(before + data[data.index(data[first : first + 2], tag) :])  # Without the frame of the tag.
+        sound = open_sound(tmp_path / "b.mp3")
+        assert sound.frames is not None and abs(sound.frames / rate - 20) < 0.2
+        signal, said = hear(tmp_path / "b.mp3", rate)
+        assert said == (["b.mp3: its 2 channels mixed to one"] if channels == 2 else []) and abs(signal.shape[1] / rate - 20) < 0.2
+        spectrum = np.abs(np.fft.rfft(signal[0, -3 * rate : -rate]))
+        assert abs(spectrum.argmax() / 2 - 440) <= 1
+    part = open_sound(tmp_path / "b.mp3", start=15, end=16).read(rate) if channels == 1 else None
+    assert part is None or (part.shape == (1, rate) and 0.05 < np.abs(part).max() < 0.2)
+
+
+def test_a_name_in_no_encoding(tmp_path: Path) -> None:
+    whole = save(tmp_path / "a.wav", tone())
+    name = os.fsdecode(b"caf\xe9.wav")
+    try:
+        whole.rename(tmp_path / name)
+    except OSError:
+        pytest.skip("a file system that takes no such names")
+    assert hear(tmp_path / name)[0].shape == (1, RATE)
 
 
 def test_half_a_frame_at_the_end(tmp_path: Path) -> None:

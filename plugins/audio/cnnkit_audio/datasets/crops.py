@@ -63,6 +63,7 @@ class ClipDataset(Dataset[tuple[Tensor, Tensor]]):
         self.random, self.pad = random, pad
         self.epoch = 0
         self._numbers = label_numbers(clips, labels)
+        self._lengths: dict[int, int | None] = {}
         self._cache = _Cache(cache_mb * 2**20)
 
     def set_epoch(self, epoch: int) -> None:
@@ -82,7 +83,7 @@ class ClipDataset(Dataset[tuple[Tensor, Tensor]]):
     def _crop(self, number: int, rng: np.random.Generator | None) -> np.ndarray:
         """Return a crop ``(samples,)``."""
         clip = self.clips[number]
-        length = self._length(clip)
+        length = self._length(number)
         if length is not None and 4 * length > self._cache.limit // 8 and length > self.samples:
             first = _offset(length - self.samples, rng) / self.rate + clip.start
             sound = open_sound(clip.path, start=first, end=first + self.samples / self.rate, quiet=True)
@@ -93,12 +94,13 @@ class ClipDataset(Dataset[tuple[Tensor, Tensor]]):
             return signal[first : first + self.samples].copy()
         return _fit(signal, self.samples, self.pad)
 
-    def _length(self, clip: Clip) -> int | None:
+    def _length(self, number: int) -> int | None:
         """Return the samples of a clip at the wanted rate, as far as its file's header says."""
-        if clip.end is not None:
-            return round((clip.end - clip.start) * self.rate)
-        sound = open_sound(clip.path, start=clip.start, quiet=True)
-        return None if sound.frames is None else round(sound.frames * self.rate / sound.sample_rate)
+        if number not in self._lengths:
+            clip = self.clips[number]
+            sound = open_sound(clip.path, start=clip.start, end=clip.end, quiet=True)
+            self._lengths[number] = None if sound.frames is None else round(sound.frames * self.rate / sound.sample_rate)
+        return self._lengths[number]
 
 
 def label_numbers(clips: Sequence[Clip], labels: Sequence[str]) -> list[list[int]]:
