@@ -1,6 +1,6 @@
 """Train every kind of network of superres for a few minutes, and compare it with bicubic interpolation on photographs that it never saw.
 
-One recipe for all: 32 x 32 patches of scikit-image's photographs, Adam with a cosine schedule, L1, one thread. The table shows Y-PSNR
+One recipe for all: patches (32 x 32) of scikit-image's photographs, Adam with a cosine schedule, L1, one thread. The table shows Y-PSNR
 on each held-out photograph beside MATLAB's bicubic interpolation. Exit status 1 if a network's mean does not beat bicubic's by its margin::
 
     python tests/bench/quality_superres.py --networks espcn_x3,cfsr_x2 --steps 800
@@ -55,12 +55,12 @@ def pictures(folder: Path) -> Path:
     return module.write_pictures(folder)
 
 
-def train(name: str, folder: Path, *, steps: int, batch: int, lr: float) -> tuple[torch.nn.Module, float]:
+def train(name: str, folder: Path, *, steps: int, patch: int, batch: int, lr: float) -> tuple[torch.nn.Module, float]:
     """Train a network and return it with the seconds of the processor."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     model: Any = create_model(f"superres/{name}", **NETWORKS[name][0]).train()
-    data = from_dict(DataConfig, {"train": [str(folder)], "patch": 32, "batch_size": batch, "steps_per_epoch": steps})
+    data = from_dict(DataConfig, {"train": [str(folder)], "patch": patch, "batch_size": batch, "steps_per_epoch": steps})
     optimizer = torch.optim.Adam(model.parameters(), lr)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.05)
     start = time.process_time()
@@ -90,6 +90,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", default=list(NETWORKS), type=lambda text: text.split(","), metavar="NAME,...")
     parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--patch", type=int, default=32)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--equal", action="store_true", help="take --steps for every network, without its own factor")
@@ -101,7 +102,7 @@ def main() -> int:
         for name in options.networks:
             _, factor, margin = NETWORKS[name]
             steps = options.steps if options.equal else factor * options.steps
-            model, seconds = train(name, source, steps=steps, batch=options.batch, lr=options.lr)
+            model, seconds = train(name, source, steps=steps, patch=options.patch, batch=options.batch, lr=options.lr)
             found = measure(model)
             gain = sum(ours - theirs for ours, theirs in found) / len(found)
             cells = " | ".join(f"{ours:.2f} ({theirs:.2f})" for ours, theirs in found)
