@@ -10,7 +10,7 @@ from cnnkit.backbones import create_model, model_entry
 from cnnkit.errors import ConfigError
 from cnnkit.options import RunOptions
 from cnnkit.registry import resolve
-from torch import nn
+from torch import Tensor, nn
 
 from cnnkit_audio import args, config
 from cnnkit_audio.models._base import SoundModel
@@ -49,6 +49,13 @@ class Audio:
 
     def __init__(self, cfg: config.Config) -> None:
         self.cfg = cfg
+
+    @classmethod
+    def recognise(cls, state: Mapping[str, Tensor], source: str) -> Mapping[str, Any]:
+        """Return the configuration for bare weights in a layout of the papers."""
+        from cnnkit_audio.published import recognise
+
+        return recognise(state, source)
 
     def model(self) -> SoundModel:
         """Build the network."""

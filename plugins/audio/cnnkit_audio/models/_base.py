@@ -51,6 +51,8 @@ class Tagger(SoundModel):
     """
 
     job = "tagging"
+    multilabel: ClassVar[bool] = False
+    """Whether the published weights hear several sounds at once."""
 
     def __init__(self, *, sample_rate: int, num_classes: int, front: FrontEnd | None = None, window: float) -> None:
         super().__init__(sample_rate=sample_rate)

@@ -66,6 +66,8 @@ class ConvNeXtAudio(Tagger):
         x: ``(B, 1, T)`` at 32 kHz, ``T`` from :attr:`least` on; the result is logits ``(B, num_classes)``.
     """
 
+    multilabel = True
+
     layouts: ClassVar[tuple[Layout, ...]] = (Layout("official", _is_official, _from_official),)
     classifier: ClassVar[str] = "encoder.head.fc"
 

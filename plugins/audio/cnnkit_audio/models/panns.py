@@ -143,6 +143,8 @@ class Pann(Tagger):
         ConfigError: If the kernel is neither 3 nor 5, or there are more averages than blocks.
     """
 
+    multilabel = True
+
     layouts: ClassVar[tuple[Layout, ...]] = (Layout("official", is_official, without_front),)
     classifier: ClassVar[str] = "fc_audioset"
 
