@@ -2,7 +2,9 @@
 
 The recordings have a random gain (up to 6 dB) and noise at 20 dB; those that are measured were never trained on. One thread.
 By default the network has three eighths of the published widths and hears half a second, to be done in minutes;
-``--width 8 --length 30225`` is the paper's.Exit status 1 if the integers lose 5 points or more against the network that was given, save less than 97 % of its bytes or parameters,
+``--width 8 --length 30225`` is the paper's.
+
+Exit status 1 if the integers lose 5 points or more against the network that was given, save less than 97 % of its bytes or parameters,
 do not beat the regression, or the C source has half a megabyte::
 
     python tests/bench/quality_audio_acdnet.py --out report

@@ -26,7 +26,7 @@ class MeanLogMel(Tagger):
         super().__init__(sample_rate=like.sample_rate, num_classes=like.num_classes, front=bands, window=like.window)
         self.norm = nn.BatchNorm1d(64, affine=False)
         self.linear = nn.Linear(64, like.num_classes)
-        self.multilabel = multilabel
+        self.several = multilabel
 
     def embed(self, features: Tensor) -> Tensor:
         """Return the standardised mean of each band, ``(B, 64)``."""
@@ -47,7 +47,7 @@ class MeanLogMel(Tagger):
         self.eval()
         standardised = self.norm(means)
         optimizer = torch.optim.LBFGS(self.linear.parameters(), max_iter=300, line_search_fn="strong_wolfe")
-        loss = F.binary_cross_entropy_with_logits if self.multilabel else F.cross_entropy
+        loss = F.binary_cross_entropy_with_logits if self.several else F.cross_entropy
 
         def objective() -> Tensor:
             optimizer.zero_grad()

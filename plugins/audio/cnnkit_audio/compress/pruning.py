@@ -111,7 +111,7 @@ def choose(model: nn.Module, ranks: Sequence[Tensor], parameters: int, *, least:
     """
     chain = as_chain(model)
     shape, widths = Shape.of(chain), list(chain.widths)
-    order = sorted((float(rank), layer, channel) for layer, values in enumerate(ranks) for channel, rank in enumerate(values))
+    order = sorted((rank, layer, channel) for layer, values in enumerate(ranks) for channel, rank in enumerate(values.tolist()))
     stays = [torch.ones(width, dtype=torch.bool) for width in widths]
     queue = iter(order)
     while shape.parameters(widths) > parameters:

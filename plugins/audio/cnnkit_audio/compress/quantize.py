@@ -151,7 +151,7 @@ class Quantised:
     def arena(self) -> int:
         """Bytes of working memory: the largest sum of a layer's input and output, those of the caller left out."""
         sizes = [0, *(int(np.prod(layer.output)) for layer in self.layers[:-1]), 0]
-        return max(one + other for one, other in itertools.pairwise(sizes))
+        return max(1, *(one + other for one, other in itertools.pairwise(sizes)))
 
     def from_pcm(self, samples: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """Return the network's input for 16-bit samples: int8 of the same shape."""
