@@ -1,7 +1,7 @@
 """Front ends beside librosa, Kaldi's port and torch.stft, and windows that share a spectrogram beside windows one by one.
 
-One thread; ours and the peer run in turns, and the minimum of the repeats counts, in processor time. Their results must agree. Exits with 1 when a ratio is under its
-target or two results differ.
+One thread; ours and the peer run in turns, and the minimum of the repeats counts, in processor time. Their results must agree. Exits
+with 1 when a ratio is under its target or two results differ.
 """
 
 from __future__ import annotations

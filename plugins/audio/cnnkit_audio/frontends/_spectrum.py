@@ -55,20 +55,45 @@ class Spectrum(nn.Module):
         self.framing, self.n_fft, self.power = framing, n_fft, power
         self.remove_dc, self.preemphasis = remove_dc, preemphasis
         self.shape = window_function(window, framing.length) if isinstance(window, str) else window
-        self.register_buffer("window", table(self.shape), persistent=False)
+        self.register_buffer("window", table(np.pad(self.shape, (0, max(0, n_fft - framing.length)))), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the energies (or another power of the magnitudes)."""
         if torch.compiler.is_exporting():
             return self._magnitudes(*self._convolved(x)).transpose(1, 2)
-        return self.of_frames(self.framing.cut(x))
+        return self.of_frames(*self.cut(x))
 
-    def of_frames(self, frames: Tensor) -> Tensor:
-        """Return the energies ``(B, n, n_fft // 2 + 1)`` of frames ``(B, n, length)``."""
-        frames = self._prepared(frames)
+    def cut(self, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Return frames of clips ``(B, T)`` as wide as the transform, pre-emphasised, and what :meth:`of_frames` needs beside them.
+
+        Pre-emphasis of the whole clip is that of each frame but for its first sample, which is the third result where the window has
+        it. The second is the mean to remove. Both are ``(B, frames, 1)``.
+        """
+        padded, framing = self.framing.pad(x), self.framing
+        mean = padded.unfold(-1, framing.length, framing.hop).mean(-1, keepdim=True) if self.remove_dc else None
+        first, behind = None, max(0, self.n_fft - framing.length)
+        if self.preemphasis:
+            if self.shape[0] != 0:
+                first = padded.unfold(-1, framing.length, framing.hop)[..., :1]
+            wide = F.pad(torch.sub(padded[:, 1:], padded[:, :-1], alpha=self.preemphasis), (1, behind))
+        else:
+            wide = F.pad(padded, (0, behind)) if behind else padded
+        return wide.unfold(-1, max(self.n_fft, framing.length), framing.hop), mean, first
+
+    def of_frames(self, frames: Tensor, mean: Tensor | None = None, first: Tensor | None = None) -> Tensor:
+        """Return the energies ``(B, n, n_fft // 2 + 1)`` of frames that were cut by :meth:`cut`.
+
+        Large tensors are changed in place: to fetch fresh memory costs more than to compute.
+        """
+        window, share = self.window.to(frames.dtype), 1 - self.preemphasis
+        windowed = frames * window
+        if first is not None:
+            windowed[..., :1] = first * (share * window[0])
+        if mean is not None:
+            windowed.addcmul_(mean, window, value=-share)
         if self.framing.length > self.n_fft:
-            frames = frames.unflatten(-1, (-1, self.n_fft)).sum(-2)
-        spectrum = torch.fft.rfft(frames, self.n_fft)
+            windowed = windowed.unflatten(-1, (-1, self.n_fft)).sum(-2)
+        spectrum = torch.fft.rfft(windowed)
         return self._magnitudes(spectrum.real, spectrum.imag)
 
     def _magnitudes(self, real: Tensor, imag: Tensor) -> Tensor:
@@ -78,19 +103,6 @@ class Spectrum(nn.Module):
         if self.power == 1.0:
             return energy.clamp_min(1e-30).sqrt()  # The slope of the root at zero is infinite.
         return energy.clamp_min(1e-30).pow(self.power / 2)
-
-    def _prepared(self, frames: Tensor) -> Tensor:
-        """Return the windowed frames. Large tensors are changed in place: to fetch fresh memory costs more than to compute."""
-        window, share = self.window.to(frames.dtype), 1 - self.preemphasis
-        mean = frames.mean(-1, keepdim=True) if self.remove_dc else None
-        if not self.preemphasis:
-            return frames * window if mean is None else (frames - mean).mul_(window)
-        emphasised = torch.sub(frames[..., 1:], frames[..., :-1], alpha=self.preemphasis)
-        if self.shape[0] == 0:  # The first sample does not count, and where a frame begins does not change its energies.
-            window = window[1:]
-        else:
-            emphasised = torch.cat((frames[..., :1] * share, emphasised), -1)
-        return (emphasised if mean is None else emphasised.sub_(mean * share)).mul_(window)
 
     def _convolved(self, x: Tensor) -> tuple[Tensor, Tensor]:
         kernels = exported(self.kernels(), x)
@@ -148,8 +160,12 @@ def band_energies(spectrum: Spectrum, bank: Bank, x: Tensor) -> Tensor:
     """Return ``bank(spectrum(x))``; on a processor some frames at a time, so that what lies between stays in its cache."""
     if torch.compiler.is_exporting() or x.device.type != "cpu":
         return bank(spectrum(x))
-    pieces = spectrum.framing.cut(x).split(max(1, PIECE // max(1, len(x))), 1)
-    return torch.cat([bank(spectrum.of_frames(piece)) for piece in pieces], -1)
+    frames, *more = spectrum.cut(x)
+    size, energies = max(1, PIECE // max(1, len(x))), []
+    for begin in range(0, frames.shape[1], size):
+        rest = [None if one is None else one[:, begin : begin + size] for one in more]
+        energies.append(bank(spectrum.of_frames(frames[:, begin : begin + size], *rest)))
+    return torch.cat(energies, -1)
 
 
 def _used(rows: np.ndarray) -> tuple[int, int]:
