@@ -26,7 +26,7 @@ class Run(RunOptions):
     """Listen to recordings: WAV, FLAC, Ogg, MP3 and others, or a folder of these."""
 
     suffixes: ClassVar[tuple[str, ...]] = (*SOUNDS, BITS)
-    writes: ClassVar[str] = "NAME.cnnkit.results.csv, NAME.txt (Audacity labels), NAME.png"
+    writes: ClassVar[str] = "NAME.cnnkit.results.csv, NAME.txt (Audacity labels), NAME.png; of codecs NAME.esc and NAME.decoded.wav"
 
     hop: float | None = option(None, "Seconds between the starts of two windows; half a window by default.", metavar="SECONDS")
     threshold: float = option(0.25, "Least confidence of a label that is written.", metavar="0..1")
@@ -73,9 +73,9 @@ class Run(RunOptions):
         joined: dict[Path, list[Path]] = {}
         for path in sorted(files, key=_order):
             joined.setdefault(self._array_of(path), []).append(path)
-        grouped = name_inputs([item for item in found if not isinstance(item, Path)], self.suffixes)
-        names = name_inputs(list(joined))
-        return {**grouped, **{name: tuple(joined[paths[0]]) for name, paths in names.items() if isinstance(paths, tuple)}}
+        errors = [item for item in found if not isinstance(item, Path)]
+        named = name_inputs([*errors, *joined], self.suffixes)
+        return {name: item if isinstance(item, InputError) else tuple(joined[item[0]]) for name, item in named.items()}
 
     def raw_samples(self) -> dict[str, Any]:
         """Return format, rate and channels of what has no header, for :func:`cnnkit_audio.stream.open_stream`."""

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any, ClassVar, TypeVar
 
 from cnnkit.backbones import create_model, model_entry
-from cnnkit.errors import ConfigError
+from cnnkit.errors import ConfigError, UsageError
 from cnnkit.options import RunOptions
 from cnnkit.registry import resolve
 from torch import Tensor, nn
@@ -81,6 +81,8 @@ class Audio:
 
             yield {"name": run.name, "sound": open_stream(str(run.inputs[0]), **run.raw_samples()), "run": run}
             return
+        if len(run.inputs) > 1:
+            raise UsageError(f"--array {run.array} joins files for networks that recognise speech; leave it out with this one")
         for path in run.inputs:
             yield {"name": run.name, "sound": open_sound(path), "run": run}
 

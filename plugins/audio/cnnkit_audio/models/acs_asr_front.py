@@ -28,6 +28,9 @@ class ArrayFeatures(nn.Module):
         multiple: What the number of windows is a multiple of.
     """
 
+    banks: Tensor
+    window: Tensor
+
     def __init__(self, *, sample_rate: int, n_fft: int, win_length: int, hop: int, n_mels: int, multiple: int) -> None:
         super().__init__()
         self.n_fft, self.hop, self.bands, self.multiple = n_fft, hop, n_mels, multiple

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from cnnkit.engine.files import write_json, write_text
@@ -34,7 +34,7 @@ class Recognition(Audio):
         cfg: The experiment.
     """
 
-    monitor: ClassVar[tuple[str, str]] = ("wer", "min")
+    monitor = ("wer", "min")
 
     @property
     def section(self) -> RecognitionConfig:
@@ -115,8 +115,12 @@ class Recognition(Audio):
         return [joined(parts, microphones=recording.microphones)]
 
     def read(self, run: RunOptions) -> Iterable[Batch]:
-        """Open the files of one input: they are the microphones of one recording."""
+        """Open the files of one input, which are the microphones of one recording, or the stream."""
         assert isinstance(run, args.Run)
+        if run.stream:
+            for batch in super().read(run):
+                yield {"name": run.name, "recording": Recording((batch["sound"],)), "run": run}
+            return
         yield {"name": run.name, "recording": Recording(tuple(open_sound(path) for path in run.inputs)), "run": run}
 
     def write(self, predictions: Sequence[Transcript], run: RunOptions) -> list[Path]:
