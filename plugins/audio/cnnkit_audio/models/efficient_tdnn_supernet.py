@@ -139,8 +139,8 @@ class EfficientTDNNSupernet(EfficientTDNN):
             ConfigError: If the sub-network is not a part of this network.
         """
         network = EfficientTDNN(channels=subnet.channels, kernels=subnet.kernels, cat=subnet.cat)
-        network.body.load_state_dict({key: value.detach() for key, value in self.weights(subnet).items()})
-        return network.to(self.body.linear.weight.device).train(self.training)
+        network.to(self.body.linear.weight).body.load_state_dict(self.weights(subnet))
+        return network.train(self.training)
 
     def _check(self, subnet: SubNet) -> None:
         ours = self.subnet
