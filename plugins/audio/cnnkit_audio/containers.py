@@ -151,7 +151,7 @@ def _wav(stream: _Counted, name: str, order: str) -> Container:
                 known = 0 < size < 0x7FFFF000  # Programs that write to a pipe leave 0, all ones, or the largest they can.
             return Container(rate, channels, kind, size // frame if known else None, stream.position)
         data = stream.take(size + size % 2)
-        if chunk == b"ds64":
+        if chunk == b"ds64" and len(data) >= 16:
             long_size = struct.unpack_from("<Q", data, 8)[0]
         elif chunk == b"fmt ":
             layout = _format_chunk(data, name, order)

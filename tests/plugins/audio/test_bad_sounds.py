@@ -105,6 +105,7 @@ def test_random_damage_never_ends_in_a_traceback(tmp_path: Path) -> None:
                 assert "d_a" in str(error) or "resampled" in str(error)
 
 
+@pytest.mark.filterwarnings("ignore::cnnkit.errors.InputWarning")
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_samples_that_are_no_numbers(tmp_path: Path, value: float) -> None:
     x = np.stack([tone(), tone()], axis=1)

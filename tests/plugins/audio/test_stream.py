@@ -182,6 +182,7 @@ def test_what_follows_the_sound_is_left_alone() -> None:
         (encoded(noise())[:44], "holds no samples"),
         (b"RIFF\0\0\0\0WAVEdata\x08\0\0\0" + bytes(8), "samples come before their description"),
         (b"RIFF\0\0\0\0WAVEjunk\xff\xff\xff\x7f", "holds a part of 2147483648 bytes"),
+        (b"RF64\xff\xff\xff\xffWAVEds64\x04\0\0\0" + bytes(4), "ends within its header, after 24 bytes"),
         (b"RIFF\0\0\0\0WAVEfmt \x08\0\0\0" + bytes(8), "'fmt ' chunk has 8 bytes"),
         (encoded(noise(), "WAV", "IMA_ADPCM"), "WAV of format 17, .* cannot be read; accepted: PCM of 8 to 64 bits"),
         (b".snd" + struct.pack(">5I", 24, 8, 23, RATE, 1) + bytes(8), "AU of encoding 23"),
