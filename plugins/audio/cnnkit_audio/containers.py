@@ -80,7 +80,9 @@ def read_header(stream: BinaryIO | Bytes, name: str) -> Container:
     if magic == b".snd":
         return _au(counted, name)
     if magic not in (b"RIFF", b"RIFX", b"RF64"):
-        raise InputError(f"{name}: neither WAV nor AU (it begins with {magic!r}); for raw samples say rate, channels and format")
+        raise InputError(
+            f"{name}: neither WAV nor AU (it begins with {magic!r}); for raw samples say their kind, rate and channels: --raw s16le,16000,2"
+        )
     counted.take(4)
     if counted.take(4) != b"WAVE":
         raise InputError(f"{name}: a RIFF file that is not WAV")
