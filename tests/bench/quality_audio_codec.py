@@ -12,6 +12,7 @@ if less than 80 % of the codebooks' entries are used, or if a simpler code is ne
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import tempfile
 import time
@@ -31,6 +32,7 @@ from cnnkit_audio.codec.data import WholeSpeech
 from cnnkit_audio.codec.metrics import si_sdr
 from cnnkit_audio.codec.spectra import MelDistance
 from cnnkit_audio.config import Config
+from cnnkit_audio.models._codec import Codec
 from cnnkit_audio.task import Audio
 from torch import Tensor
 
@@ -39,10 +41,10 @@ USE = 0.8
 
 
 def mu_law(x: Tensor, rate: int, bits_per_second: float) -> list[Tensor]:
-    """Return a sound after PCM at a lower rate with a mu-law, for every whole number of bits from 1 to 8."""
+    """Return a sound after PCM at a lower rate with a mu-law, for several numbers of bits; rates are rounded up to full hundreds."""
     decoded = []
-    for bits in range(1, 9):
-        low = max(1, round(bits_per_second / bits))
+    for bits in (1, 2, 3, 4, 6, 8):
+        low = 100 * math.ceil(bits_per_second / bits / 100)
         small = AF.resample(x, rate, low)
         peak = small.abs().max().clamp_min(1e-6)
         codes = AF.mu_law_encoding(small / peak, 2**bits)
@@ -61,7 +63,7 @@ def noise(x: Tensor) -> Tensor:
     return torch.istft(shaped, 512, 128, window=window, length=x.shape[-1])[None]
 
 
-def measure(task: Any, model: Any, voices: int, seconds: float) -> tuple[dict[str, float], dict[str, list[float]]]:
+def measure(task: Any, model: Codec, voices: int, seconds: float) -> tuple[dict[str, float], dict[str, list[float]]]:
     """Return the figures of the network, and the mel distances of the simple codes, by name."""
     rate, distance = model.sample_rate, MelDistance(model.sample_rate)
     metric = task.metric()
@@ -88,10 +90,9 @@ def measure(task: Any, model: Any, voices: int, seconds: float) -> tuple[dict[st
     return metric.compute(), simple
 
 
-def train(recipe: Path, folder: Path, overrides: dict[str, Any]) -> Path:
+def train(recipe: Path, folder: Path) -> Path:
     """Train by a recipe and return the last checkpoint."""
     values = read_yaml(recipe)
-    values["train"] = {**values["train"], **overrides}
     started = time.process_time()
     result = fit(Audio(from_dict(Config, values, source=str(recipe))), output=folder / "run", plugin=get("audio"))
     print(f"trained in {time.process_time() - started:.0f} s of the processor; {result}", file=sys.stderr)
@@ -103,13 +104,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", type=Path, default=RECIPE)
     parser.add_argument("--ckpt", type=Path, help="measure this network in place of training one")
-    parser.add_argument("--voices", type=int, default=30)
+    parser.add_argument("--voices", type=int, default=12)
     parser.add_argument("--seconds", type=float, default=4.0)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        loaded = load(options.ckpt or train(options.recipe, Path(folder), {}))
+        loaded = load(options.ckpt or train(options.recipe, Path(folder)))
     task, model = loaded.task, loaded.model.eval()
+    assert isinstance(model, Codec)
     with torch.no_grad():
         figures, simple = measure(task, model, options.voices, options.seconds)
     mean: Callable[[str], float] = lambda name: float(np.mean(simple[name]))  # noqa: E731

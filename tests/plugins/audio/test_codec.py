@@ -97,9 +97,10 @@ def test_stream_gives_what_the_whole_gives(sizes: list[int]) -> None:
     wave = voice(0.73)[..., :11677]
     whole = model.encode(wave[None].double())
     encoder = StreamEncoder(model, seconds=0.2)
-    codes, place = [], 0
+    codes: list[np.ndarray] = []
+    place = 0
     while place < wave.shape[1]:
-        size = sizes[len(codes) % len(sizes)]
+        size = sizes[place % len(sizes)]
         codes += encoder.push(wave[:, place : place + size].numpy())
         place += size
     codes += encoder.finish()
