@@ -213,6 +213,11 @@ def test_frames_silence_and_half_precision(front: FrontEnd) -> None:
     assert front(x.half()).dtype == torch.float16
 
 
+def test_shapes_are_known_without_values(front: FrontEnd) -> None:
+    """On the meta device, where networks are counted."""
+    assert front.to("meta")(torch.empty(2, 1, 4_000, device="meta")).shape == (2, 1, front.bands, front.frames(4_000))
+
+
 def test_windows_share_what_they_can(front: FrontEnd) -> None:
     """1e-5 of the range; those with a memory are computed one by one."""
     x, starts = noise(9_600), [0, 2 * front.hop, 4 * front.hop, 9 * front.hop]

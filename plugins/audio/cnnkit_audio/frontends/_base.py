@@ -36,6 +36,13 @@ def exported(values: np.ndarray, like: Tensor) -> Tensor:
     return torch.from_numpy(values.astype(np.float32)).to(like.device, like.dtype)
 
 
+def full_precision(x: Tensor) -> contextlib.AbstractContextManager[object]:
+    """Return a context without autocast, where there is any."""
+    if torch.compiler.is_exporting() or not torch.amp.is_autocast_available(x.device.type):
+        return contextlib.nullcontext()
+    return torch.autocast(x.device.type, enabled=False)
+
+
 def window_function(kind: Window, length: int) -> np.ndarray:
     """Return a window in float64.
 
@@ -159,11 +166,9 @@ class FrontEnd(nn.Module, ABC):
         """
         if x.ndim != 3 or x.shape[1] != 1:
             raise InputError(f"a front end takes waveforms (batch, 1, samples); got {tuple(x.shape)}")
-        exporting = torch.compiler.is_exporting()
-        if not exporting and x.shape[-1] < self.least:
+        if not torch.compiler.is_exporting() and x.shape[-1] < self.least:
             raise InputError(f"a clip of {x.shape[-1]} samples is too short for this front end; pad it with silence to {self.least}")
-        precise = contextlib.nullcontext() if exporting or x.is_meta else torch.autocast(x.device.type, enabled=False)
-        with precise:
+        with full_precision(x):
             wide = x[:, 0].float() if x.dtype in (torch.float16, torch.bfloat16) else x[:, 0]
             return self.features(wide)[:, None].to(x.dtype)
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 from cnnkit.errors import ConfigError, InputError
 from torch import Tensor, nn
 
-from cnnkit_audio.frontends._base import Framing, Window, exported, table, window_function
+from cnnkit_audio.frontends._base import Framing, Window, exported, full_precision, table, window_function
 
 
 class _Transform(nn.Module):
@@ -30,10 +28,6 @@ class _Transform(nn.Module):
     def frames(self, samples: int) -> int:
         """Return how many frames so many samples give."""
         return samples // self.hop + 1
-
-
-def _precise(x: Tensor) -> contextlib.AbstractContextManager[object]:
-    return contextlib.nullcontext() if torch.compiler.is_exporting() else torch.autocast(x.device.type, enabled=False)
 
 
 class Stft(_Transform):
@@ -56,7 +50,7 @@ class Stft(_Transform):
         batch, channels, samples = x.shape
         if not torch.compiler.is_exporting() and samples < self.least:
             raise InputError(f"a clip of {samples} samples is too short for n_fft={self.n_fft}; pad it with silence to {self.least}")
-        with _precise(x):
+        with full_precision(x):
             wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
             padded = F.pad(wide, (self.n_fft // 2, self.n_fft // 2), mode="reflect").flatten(0, 1)
             if torch.compiler.is_exporting():
@@ -101,7 +95,7 @@ class InverseStft(_Transform):
         """
         batch, parts, _, frames = z.shape
         length = (frames - 1) * self.hop if length is None else length
-        with _precise(z):
+        with full_precision(z):
             wide = z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
             pairs = wide.unflatten(1, (2, parts // 2)).transpose(1, 2).flatten(0, 1)
             added = self._added(pairs, frames)
