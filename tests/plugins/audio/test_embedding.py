@@ -102,6 +102,17 @@ def test_training_clips_depend_on_their_position_alone() -> None:
     assert {int(speaker) for batch in batches[0] for speaker in batch["speaker"]} == set(range(6))
 
 
+def test_augmentation_is_part_of_the_position() -> None:
+    """It changes clips, the same way in the same epoch; what would mix speakers is refused."""
+    batches = []
+    for noise in (None, 0.0, 0.0):
+        loader: Any = make(augment={"noise_db": noise}).loader("train")
+        batches.append(next(iter(loader))["clip"])
+    assert torch.equal(batches[1], batches[2]) and not torch.equal(batches[0], batches[1])
+    with pytest.raises(ConfigError, match="mix=none"):
+        make(augment={"mix": "mixup"}).loader("train")
+
+
 def test_stages_follow_each_other() -> None:
     """Largest, then kernels, then everything; the last goes on."""
     loader: Any = make().loader("train")

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-SPACE_DEPTHS = (-2, -1, 0)
-SPACE_KERNELS = (1, 3, 5)
-SPACE_WIDTHS = (0.25, 0.35, 0.5, 0.75, 1.0)
+from cnnkit_audio.data_config import AugmentConfig
 
 
 @dataclass(frozen=True)
@@ -63,6 +61,7 @@ class EmbeddingConfig:
         seconds: Length of a training clip.
         batch_size: Clips per step, over all processes.
         samples_per_epoch: Clips per epoch; as many as recordings by default.
+        augment: What is done to training clips; nothing is mixed, since a clip has one speaker.
         margin: Angle that the loss adds between a clip and its speaker, in radians.
         scale: Factor of the loss's cosines.
         stages: Stages in the training of a supernet, in order; empty for the largest network alone.
@@ -80,6 +79,7 @@ class EmbeddingConfig:
     seconds: float = 2.0
     batch_size: int = 128
     samples_per_epoch: int | None = None
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
     margin: float = 0.2
     scale: float = 30.0
     stages: tuple[StageConfig, ...] = ()

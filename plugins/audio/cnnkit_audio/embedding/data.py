@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from cnnkit_audio.args import SOUNDS
+from cnnkit_audio.data_config import AugmentConfig
 from cnnkit_audio.embedding.config import EmbeddingConfig, StageConfig, VoicesConfig
 from cnnkit_audio.models.efficient_tdnn_space import Space, SubNet
 from cnnkit_audio.sound import open_sound
@@ -224,10 +225,16 @@ class TrainClips:
         cfg: Lengths, batch size, stages.
         largest: The network; sub-networks of it are drawn in stages, and named in the batch.
         seed: Seed of everything random.
+
+    Raises:
+        ConfigError: If the augmentation would mix clips or mask features.
     """
 
     def __init__(self, recordings: Recordings, cfg: EmbeddingConfig, largest: SubNet | None, seed: int) -> None:
+        if cfg.augment.mix != "none" or cfg.augment.freq_mask or cfg.augment.time_mask:
+            raise ConfigError("embedding.augment cannot mix clips or mask features; accepted: mix=none, freq_mask=0, time_mask=0")
         self.cfg, self.largest, self.seed, self.epoch = cfg, largest, seed, 0
+        self.rate = recordings.rate
         steps = None if cfg.samples_per_epoch is None else max(1, cfg.samples_per_epoch // cfg.batch_size)
         sampler = PositionSampler(len(recordings), batch_size=cfg.batch_size, seed=seed, steps=steps)
         self._loader = EpochLoader(Crops(recordings, round(cfg.seconds * recordings.rate), seed), sampler, workers=cfg.workers)
@@ -251,8 +258,17 @@ class TrainClips:
         space = None if stage is None or self.largest is None else stage_space(stage, self.largest)
         # Every process draws the same: their gradients are averaged, and they should be of the same weights.
         rng = random.Random(f"{self.seed}/{self.epoch}")
-        for batch in self._loader:
-            yield {**batch, "subnet": "" if space is None else str(space.sample(rng))}
+        for step, batch in enumerate(self._loader):
+            clip = self._augmented(batch["clip"], step)
+            yield {**batch, "clip": clip, "subnet": "" if space is None else str(space.sample(rng))}
+
+    def _augmented(self, clips: Tensor, step: int) -> Tensor:
+        if self.cfg.augment == AugmentConfig():
+            return clips
+        from cnnkit_audio.augment import augment_batch
+
+        rng = np.random.default_rng((self.seed, self.epoch, step, process()[0]))
+        return augment_batch(clips, clips.new_zeros(len(clips), 0), self.cfg.augment, rng, self.rate)[0]
 
     def __len__(self) -> int:
         return len(self._loader)
