@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from cnnkit.errors import InputError, UsageError
 from cnnkit.options import RunOptions, expand, name_inputs, option
@@ -44,6 +44,7 @@ class Run(RunOptions):
         choices=ARRAYS,
     )
 
+    nonfinite: Literal["refuse", "zero"] = option("refuse", "What to do with NaN and infinite samples.", choices=("refuse", "zero"))
     stream: bool = option(False, "Listen while sound is still made: the input is - for standard input, or mic; Ctrl-C ends it.")
     raw: str = option("", "What comes in by --stream - where it has no header, for example s16le,16000 or s16le,48000,2.", metavar="KIND")
 

@@ -84,7 +84,7 @@ class Audio:
         if len(run.inputs) > 1:
             raise UsageError(f"--array {run.array} joins files for networks that recognise speech; leave it out with this one")
         for path in run.inputs:
-            yield {"name": run.name, "sound": open_sound(path), "run": run}
+            yield {"name": run.name, "sound": open_sound(path, nonfinite=run.nonfinite), "run": run}
 
 
 def until_interrupted(items: Iterable[Item]) -> Iterator[Item]:

@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from cnnkit.checkpoint import read_header, save_checkpoint
 from cnnkit.config import from_dict
 from cnnkit.engine.fit import fit, header_for
 from cnnkit.engine.load import load
-from cnnkit.errors import ConfigError, InputWarning, UsageError
+from cnnkit.errors import ConfigError, InputError, InputWarning, UsageError
 from cnnkit.plugin import get
 from cnnkit.testing.compare import stir
 from cnnkit_audio.args import Run
@@ -145,6 +146,19 @@ def test_a_short_recording_is_padded_and_says_so(tmp_path: Path) -> None:
         files = outputs(made, model_of(made), run)
     (row,) = csv.DictReader(files["short.cnnkit.results.csv"].read_text(encoding="utf-8").splitlines())
     assert (row["Start (s)"], row["End (s)"]) == ("0.000", "0.200")
+
+
+def test_samples_that_are_not_finite(tmp_path: Path) -> None:
+    """Are refused by name, or silence with ``--nonfinite zero``."""
+    made = task()
+    signal = make("tone", np.random.default_rng(0), 1.0, RATE)
+    signal[500] = np.nan
+    path = tmp_path / "bad.wav"
+    soundfile.write(path, signal, RATE, subtype="FLOAT")
+    with pytest.raises(InputError, match=r"bad\.wav"):
+        outputs(made, model_of(made), run_options(tmp_path, path))
+    with pytest.warns(InputWarning, match="not finite|NaN"):
+        assert outputs(made, model_of(made), run_options(tmp_path, path, nonfinite="zero"))
 
 
 def test_several_labels_at_once() -> None:
