@@ -56,7 +56,8 @@ class DataConfig:
         lr_folders: Folder of the LR pictures of each training folder, in the order of ``train``; empty to find them beside the
             HR pictures, and to make them by bicubic interpolation where there are none.
         scales: Factors of the training batches, for a network whose weights serve several (CARN): each step has one of them, drawn
-            evenly. Empty for the network's own factor alone.
+            evenly. Empty for the network's own factor alone. A step leaves the branches of other factors out, so several processes want
+            ``train.strategy: ddp_find_unused_parameters_true``.
         patch: Side of a patch in LR pixels.
         batch_size: Patches per step, of all processes together.
         steps_per_epoch: Batches that make an epoch.
