@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-SLOW = frozenset({"quality_swin_unetr", "quality_superres"})  # They train networks for many minutes.
+SLOW = frozenset({"quality_swin_unetr", "quality_superres", "quality_audio_taggers"})  # They train networks for many minutes.
 
 
 def chosen(words: list[str]) -> list[Path]:
