@@ -104,11 +104,11 @@ def test_stream_gives_what_the_whole_gives(sizes: list[int]) -> None:
         codes += encoder.push(wave[:, place : place + size].numpy())
         place += size
     codes += encoder.finish()
-    assert len(codes) > 3 and encoder.samples == 11677
+    assert len(codes) >= 3 and encoder.samples == 11677
     assert np.array_equal(np.concatenate(codes, axis=2), whole[0].numpy())
     decoder = StreamDecoder(model, seconds=0.2)
     sounds = [sound for block in codes for sound in decoder.push(block)] + list(decoder.finish(11677))
-    assert len(sounds) > 3
+    assert len(sounds) >= 3
     np.testing.assert_allclose(np.concatenate(sounds, axis=1), model.decode(whole, 11677)[0].numpy(), atol=1e-6)
 
 
