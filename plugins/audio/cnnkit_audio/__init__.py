@@ -169,6 +169,18 @@ MODELS["audio/acs_asr"] = Entry(
     dims=_AUDIO,
     figures=Figures(quality="40.1 % fewer errors (macro DA-WER) than the baseline on CHiME-7 Eval, oracle segmentation"),
 )
+_ENSEMBLE = Entry(
+    "cnnkit_audio.models.image_cnn:ImageCNN",
+    paper="audio-cnn-ensemble",
+    summary="Any backbone for pictures on a mel, gammatone, constant-Q or Gabor image; a member of an ensemble (Nanni et al., 2021).",
+    dims=_AUDIO,
+)
+MODELS["audio/image_cnn"] = _ENSEMBLE
+MODELS["audio/cnn_ensemble"] = replace(
+    _ENSEMBLE,
+    target="cnnkit_audio.models.cnn_ensemble:CNNEnsemble",
+    summary="Networks that tag sound, fused by the sum rule: any of them, by default a ResNet-50 on each of four images.",
+)
 
 PLUGIN = Plugin(
     name="audio",
