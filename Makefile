@@ -6,8 +6,9 @@ PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint const
 MANIFESTS := pyproject.toml constraints.txt $(wildcard plugins/*/pyproject.toml)
 PLUGINS := $(patsubst plugins/%/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
 TESTS ?= tests
-# Families import nothing that a lane could hide, which the test of the index shows in every lane: once is enough for their arithmetic.
-NO_LANE := tests/core/backbones tests/contract/test_backbones.py
+# Families and layers import nothing that a lane could hide, which the test of the index shows in every lane, and a manifest's networks are
+# all imported by the test of its task: once is enough for their arithmetic.
+NO_LANE := tests/core/backbones tests/core/layers tests/contract/test_backbones.py
 
 .PHONY: demo test lanes lint bench clean
 
@@ -16,7 +17,7 @@ demo: .venv/.medseg
 
 test: .venv/.all
 	$(BIN)/python -m pytest $(TESTS) -n 2 --dist worksteal --durations 8
-	$(BIN)/python tools/lanes.py --here -- -n 2 --dist worksteal $(foreach path,$(NO_LANE),--ignore=$(CURDIR)/$(path))
+	$(BIN)/python tools/lanes.py --here -- -n 2 --dist worksteal -k "not TestModels" $(foreach path,$(NO_LANE),--ignore=$(CURDIR)/$(path))
 
 lint: .venv/.all
 	$(BIN)/ruff check .

@@ -181,7 +181,8 @@ class BackboneContract:
         scale = float(expected.abs().max())
         torch.testing.assert_close(program.module()(torch.cat([x, x.flip(0)])), expected, rtol=0, atol=1e-4 * scale)
         stream = io.BytesIO()
-        torch.onnx.export(program, dynamo=True, verbose=False).save(stream)  # type: ignore[union-attr, arg-type]
+        # Not optimized: constant folding is half of the time, and not what is tested here.
+        torch.onnx.export(program, dynamo=True, verbose=False, optimize=False).save(stream)  # type: ignore[union-attr, arg-type]
         session = onnxruntime.InferenceSession(stream.getvalue(), providers=["CPUExecutionProvider"])
         (out,) = session.run(None, {session.get_inputs()[0].name: torch.cat([x, x.flip(0)]).numpy()})
         torch.testing.assert_close(torch.from_numpy(out), expected, rtol=0, atol=1e-4 * scale)
