@@ -8,8 +8,11 @@ from cnnkit.errors import ConfigError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+SILENCE = 1e-10
+"""Energy below which bands are not told apart."""
 EPS = 1e-12
 """Power below which a bin has no phase."""
+# Both are bounds, not added: the optimiser of ONNX files takes a sum with less than 1e-8 for one with zero, and zeros have no logarithm.
 
 
 class ArrayFeatures(nn.Module):
@@ -65,7 +68,7 @@ class ArrayFeatures(nn.Module):
         """
         real, imaginary = spectrum
         energies = (real.square() + imaginary.square()) @ self.banks
-        features = (energies + 1e-10).log()
+        features = energies.clamp_min(SILENCE).log()
         there = frames[:, None, :, None].to(features.dtype)
         mean = (features * there).sum((2, 3), keepdim=True) / (there.sum(2, keepdim=True) * self.bands)
         return (features - mean) * there
@@ -89,6 +92,6 @@ class ArrayFeatures(nn.Module):
 
 
 def _unit(real: Tensor, imaginary: Tensor) -> tuple[Tensor, Tensor]:
-    """Return phasors of length one; nearly zero where there is no sound."""
-    length = (real.square() + imaginary.square() + EPS).rsqrt()
+    """Return phasors of length one; shorter, down to zero, where there is no sound."""
+    length = (real.square() + imaginary.square()).clamp_min(EPS).rsqrt()
     return real * length, imaginary * length

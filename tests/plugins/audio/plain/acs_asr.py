@@ -207,7 +207,7 @@ class Recogniser(nn.Module):
         spectra = torch.stft(x, n_fft, hop, win, torch.hann_window(win, dtype=x.dtype), pad_mode="constant", return_complex=True)
         spectra = spectra[:, :, :windows]
         banks = torchaudio.functional.melscale_fbanks(n_fft // 2 + 1, 0.0, rate / 2, mels, rate).to(x.dtype)
-        log_mel = torch.log(spectra.abs().pow(2).transpose(1, 2) @ banks + 1e-10)
+        log_mel = torch.log(torch.clamp(spectra.abs().pow(2).transpose(1, 2) @ banks, min=1e-10))
         log_mel = torch.stack([one - one.mean() for one in log_mel])
         features = self.embed(log_mel)
         scores = self.select1(features)
@@ -229,9 +229,9 @@ class Recogniser(nn.Module):
         return self.ctc(memory), self.decoder(tokens, memory), [best[place] for place in second]
 
     def phases(self, spectra: Tensor, weights: Tensor) -> Tensor:
-        phasors = spectra / torch.sqrt(spectra.abs() ** 2 + 1e-12)
+        phasors = spectra / torch.clamp(spectra.abs(), min=1e-6)
         common = sum(weight * one for weight, one in zip(weights, phasors, strict=True))
-        common = common / torch.sqrt(common.abs() ** 2 + 1e-12)
+        common = common / torch.clamp(common.abs(), min=1e-6)
         result = []
         for one in phasors:
             against = (one * common.conj()).T
