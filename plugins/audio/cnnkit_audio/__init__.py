@@ -194,5 +194,7 @@ PLUGIN = Plugin(
         "search": "cnnkit_audio.embedding.commands:search",
         "verify": "cnnkit_audio.embedding.commands:verify",
         "compress": "cnnkit_audio.compress_command:compress",
+        "ensemble": "cnnkit_audio.ensemble_command:ensemble",
+        "fuse": "cnnkit_audio.ensemble_command:fuse",
     },
 )

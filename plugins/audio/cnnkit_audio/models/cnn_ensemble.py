@@ -81,8 +81,7 @@ class CNNEnsemble(Tagger):
         for member, resample in zip(self.members, self.rates, strict=True):
             assert isinstance(member, Tagger)
             sound = resample(x)
-            least = member.least if member.front is None else member.front.least
-            logits.append(member(F.pad(sound, (0, max(0, least - sound.shape[-1])))))
+            logits.append(member(F.pad(sound, (0, max(0, member.least - sound.shape[-1])))))
         return torch.stack(logits)
 
     def embed(self, features: Tensor) -> Tensor:
