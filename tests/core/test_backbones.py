@@ -151,6 +151,24 @@ def test_count_macs_is_the_closed_form_and_leaves_the_mode():
     assert model.training and not model[0].training
 
 
+class _Added(nn.Module):
+    """A matrix product, added to another tensor or to one in its place."""
+
+    def __init__(self, *, in_place: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(5, 7))
+        self.in_place = in_place
+
+    def forward(self, x):
+        total = x.new_zeros(len(x), 7)
+        return total.addmm_(x, self.weight, alpha=2) if self.in_place else torch.addmm(total, x, self.weight)
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_count_macs_of_added_products(in_place):
+    assert count_macs(_Added(in_place=in_place), (3, 5)) == count_macs(_Added(in_place=in_place).to("meta"), (3, 5)) == 3 * 5 * 7
+
+
 TINY = {"depths": (1, 1, 1, 1), "widths": NARROW}
 
 
