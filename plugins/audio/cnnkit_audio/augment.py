@@ -14,6 +14,7 @@ import torch.nn.functional as F
 import torchaudio.functional as AF
 from cnnkit.errors import ConfigError
 from numpy.random import Generator
+from scipy.fft import next_fast_len
 from torch import Tensor
 
 from cnnkit_audio.data_config import AugmentConfig
@@ -203,7 +204,8 @@ def reverberate(x: Tensor, rng: Generator, sample_rate: int, *, share: float = 1
             result.append(clip)
             continue
         room = torch.from_numpy(room_noise(rng, sample_rate, rng.uniform(*rt60), 10 ** (rng.uniform(-6, 6) / 10))).to(x)[None]
-        wet = AF.fftconvolve(clip, room)[..., : clip.shape[-1]]
+        size = next_fast_len(clip.shape[-1] + room.shape[-1] - 1, real=True)
+        wet = torch.fft.irfft(torch.fft.rfft(clip, size) * torch.fft.rfft(room, size), size)[..., : clip.shape[-1]]
         result.append(wet * (_rms(clip) / _rms(wet).clamp_min(1e-12)))
     return torch.stack(result)
 
