@@ -73,9 +73,9 @@ class Entry:
         """Import and return the target."""
         return resolve(self.target)
 
-    def variant(self, figures: Figures | None = None, **args: Any) -> Entry:
-        """Return the same target with further arguments and its own figures."""
-        return dataclasses.replace(self, args={**self.args, **args}, figures=figures or Figures())
+    def variant(self, figures: Figures | None = None, *, summary: str = "", **args: Any) -> Entry:
+        """Return the same target with further arguments, its own figures, and its own summary if there is one."""
+        return dataclasses.replace(self, summary=summary or self.summary, args={**self.args, **args}, figures=figures or Figures())
 
     def to_json(self) -> dict[str, Any]:
         """Return the entry as plain JSON data, without fields at their default."""
