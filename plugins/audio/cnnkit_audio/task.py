@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from cnnkit.backbones import create_model, model_entry
-from cnnkit.errors import ConfigError, UsageError
+from cnnkit.errors import ConfigError, InputError, UsageError
 from cnnkit.options import RunOptions
 from cnnkit.registry import resolve
 from torch import Tensor, nn
 
 from cnnkit_audio import args, config
 from cnnkit_audio.models._base import SoundModel
-from cnnkit_audio.sound import open_sound
+from cnnkit_audio.sound import Sound, open_sound
 
 Batch = dict[str, Any]
 Item = TypeVar("Item")
@@ -84,7 +85,20 @@ class Audio:
         if len(run.inputs) > 1:
             raise UsageError(f"--array {run.array} joins files for networks that recognise speech; leave it out with this one")
         for path in run.inputs:
-            yield {"name": run.name, "sound": open_sound(path, nonfinite=run.nonfinite), "run": run}
+            yield {"name": run.name, "sound": open_input(path, run), "run": run}
+
+
+def open_input(path: Path, run: args.Run) -> Sound:
+    """Open a file of a run as its options say.
+
+    Raises:
+        InputError: If it cannot be read, or holds the bits of a codec.
+    """
+    if path.suffix.lower() == args.BITS:
+        raise InputError(
+            f"{path.name} holds the bits of a codec and no samples; decode it first: cnnkit run audio {path.name} --ckpt CODEC.ckpt"
+        )
+    return open_sound(path, nonfinite=run.nonfinite)
 
 
 def until_interrupted(items: Iterable[Item]) -> Iterator[Item]:

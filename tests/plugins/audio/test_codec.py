@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from cnnkit.checkpoint import save_checkpoint
 from cnnkit.cli import main
 from cnnkit.config import from_dict
 from cnnkit.engine.fit import header_for
-from cnnkit.errors import ConfigError, UsageError
+from cnnkit.errors import ConfigError, InputError, UsageError
 from cnnkit.plugin import get
 from cnnkit_audio.args import Run
 from cnnkit_audio.codec.bitstream import HEADER_BYTES, open_bits, pack
@@ -27,7 +28,7 @@ from cnnkit_audio.config import Config
 from cnnkit_audio.models.esc import ESC
 from cnnkit_audio.sound import open_sound, write_sound
 from cnnkit_audio.synth.voices import speech
-from cnnkit_audio.task import Audio
+from cnnkit_audio.task import Audio, open_input
 
 pytestmark = pytest.mark.paper("esc-codec")
 
@@ -198,6 +199,24 @@ def test_bits_of_another_network_are_refused(folder: Path) -> None:
     run(folder, "speech.wav", "out")
     item = run(folder, "out/speech.esc", "other", ckpt="other.ckpt")
     assert item["status"] == "error" and "coded by another network" in item["error"] and "with --ckpt" in item["error"]
+
+
+def test_what_other_networks_and_streams_are_told() -> None:
+    """Bits are no sound until a codec has decoded them; a codec takes files."""
+    with pytest.raises(InputError, match=r"a\.esc holds the bits of a codec .* decode it first: cnnkit run audio a\.esc --ckpt"):
+        open_input(Path("in/a.esc"), Run())
+    task = Audio(from_dict(Config, {"network": {"name": "audio/esc_base", "args": ARGS}}))
+    with pytest.raises(UsageError, match="give a codec files"):
+        list(task.read(Run(inputs=(Path("-"),), stream=True)))
+
+
+def test_samples_that_are_not_finite_are_zero_if_asked(folder: Path) -> None:
+    """As in every other job; without the option they are refused."""
+    sound = np.zeros(4000, np.float32)
+    sound[100:200] = np.nan
+    soundfile.write(folder / "odd.wav", sound, 16000, subtype="FLOAT")
+    assert "finite" in run(folder, "odd.wav", "refused")["error"]
+    assert run(folder, "odd.wav", "taken", "--nonfinite", "zero")["status"] == "ok"
 
 
 def test_levels_are_checked_before_the_first_sound(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

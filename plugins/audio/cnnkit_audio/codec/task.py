@@ -21,7 +21,7 @@ from cnnkit_audio.codec.losses import CodecLoss
 from cnnkit_audio.codec.metrics import CodecMetric, Measured
 from cnnkit_audio.codec.streaming import StreamDecoder, StreamEncoder
 from cnnkit_audio.models._codec import Codec
-from cnnkit_audio.sound import Sound, open_sound
+from cnnkit_audio.sound import Sound
 from cnnkit_audio.task import Audio, Batch
 from cnnkit_audio.writing import SoundWriter
 
@@ -210,9 +210,13 @@ class Coding(Audio):
     def read(self, run: RunOptions) -> Iterable[Batch]:
         """Open each file: a sound, or the bits of one."""
         assert isinstance(run, args.Run)
-        for path in run.inputs:
-            bits = path.suffix.lower() == args.BITS
-            yield {"name": run.name, "source": open_bits(path) if bits else open_sound(path), "run": run}
+        if run.stream:
+            raise UsageError("--stream is for networks that tag sound, recognise speech or model effects; give a codec files")
+        if len(run.inputs) == 1 and run.inputs[0].suffix.lower() == args.BITS:
+            yield {"name": run.name, "source": open_bits(run.inputs[0]), "run": run}
+            return
+        for batch in super().read(run):
+            yield {"name": run.name, "source": batch["sound"], "run": run}
 
     def write(self, predictions: Sequence[Transfer], run: RunOptions) -> list[Path]:
         """Write ``NAME.esc`` of a sound, and ``NAME.decoded.wav`` of it or of a bit file."""

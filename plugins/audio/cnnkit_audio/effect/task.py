@@ -161,7 +161,7 @@ def settings(text: str, names: Sequence[str]) -> list[float]:
     for part in filter(None, (part.strip() for part in text.split(","))):
         name, separator, value = part.partition("=")
         if name.strip() not in names:
-            raise UsageError(unknown("knob", name.strip(), names))
+            raise UsageError(f"{unknown('knob', name.strip(), names)}; type for example --knobs {shown}")
         try:
             values[name.strip()] = float(value)
         except ValueError:

@@ -23,8 +23,7 @@ from cnnkit_audio.recognition.decode import Transcript, joined, transcribe
 from cnnkit_audio.recognition.metrics import RecognitionMetric
 from cnnkit_audio.recognition.recording import Recording
 from cnnkit_audio.recognition.text import Vocabulary
-from cnnkit_audio.sound import open_sound
-from cnnkit_audio.task import Audio, Batch
+from cnnkit_audio.task import Audio, Batch, open_input
 
 
 class Recognition(Audio):
@@ -121,7 +120,7 @@ class Recognition(Audio):
             for batch in super().read(run):
                 yield {"name": run.name, "recording": Recording((batch["sound"],)), "run": run}
             return
-        yield {"name": run.name, "recording": Recording(tuple(open_sound(path) for path in run.inputs)), "run": run}
+        yield {"name": run.name, "recording": Recording(tuple(open_input(path, run) for path in run.inputs)), "run": run}
 
     def write(self, predictions: Sequence[Transcript], run: RunOptions) -> list[Path]:
         """Write ``NAME.txt``, the transcript, and ``NAME.json`` with times, confidences and chosen microphones."""
