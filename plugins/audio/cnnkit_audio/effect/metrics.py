@@ -84,10 +84,9 @@ class EffectMetric:
         """Return the means: error in amplitude, error to signal in dB beside that of doing nothing, spectral distance, loudness in LU."""
         table = np.array([row[1:] for row in self.rows], float)
         finite = np.where(np.isfinite(table), table, np.nan)
-        known = np.isfinite(finite).any(axis=0)
         return {
-            name: float(np.nanmean(column)) if found else float("nan")
-            for name, column, found in zip(self.COLUMNS[1:], finite.T, known.tolist(), strict=True)
+            name: float(np.nanmean(column)) if np.isfinite(column).any() else float("nan")
+            for name, column in zip(self.COLUMNS[1:], finite.T, strict=True)
         }
 
     def report(self, folder: Path) -> list[Path]:
