@@ -37,7 +37,9 @@ def recognise(state: Mapping[str, Tensor], source: str) -> dict[str, Any]:
     for name, entry in get("audio").models.items():
         tagger = issubclass(entry.load(), Tagger)
         for classes in sizes if tagger else [0]:
-            if _fits(name, shapes, {"num_classes": classes} if tagger else {}):
+            args = {"num_classes": classes} if tagger else {}
+            if _fits(name, shapes, args):
+                _say_alike(name, shapes, args, Path(source).name)
                 network = {"network": {"name": name}}
                 return {**network, "tagging": _tagging(entry.load(), classes, Path(source))} if tagger else network
     shown = ", ".join(sorted({entry.paper for entry in get("audio").models.values()}))
@@ -55,6 +57,15 @@ def _fits(name: str, shapes: Mapping[str, Tensor], args: Mapping[str, Any]) -> b
     except (CheckpointError, RuntimeError, KeyError):  # A layout's conversion may read what a foreign file lacks.
         return False
     return True
+
+
+def _say_alike(name: str, shapes: Mapping[str, Tensor], args: Mapping[str, Any], file: str) -> None:
+    """Name the networks that have the same weights by shape and compute something else, as a causal network and one that is not."""
+    models = get("audio").models
+    others = [other for other in models if other != name and models[other].target == models[name].target and _fits(other, shapes, args)]
+    if others:
+        text = f"{file} fits {name} and {', '.join(others)} alike; the first is taken; if it is another, name it: --config FILE with "
+        warnings.warn(f"{text}network.name", InputWarning, stacklevel=3)
 
 
 def _tagging(kind: type[Tagger], classes: int, source: Path) -> dict[str, Any]:

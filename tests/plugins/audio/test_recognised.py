@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from cnnkit.backbones import create_model
+from cnnkit.count import on_meta
 from cnnkit.engine.load import load
 from cnnkit.errors import CheckpointError, InputWarning
 from cnnkit.testing.compare import assert_near, stir
+from cnnkit_audio.published import recognise
 
 
 def saved(path: Path, name: str, **args: object) -> tuple[Path, torch.nn.Module]:
@@ -42,9 +45,21 @@ def test_labels_of_audioset(tmp_path: Path) -> None:
     assert load(path, task="audio").task.labels()[3] == "Sound, 3"
 
 
-def test_other_jobs(tmp_path: Path) -> None:
-    path, _ = saved(tmp_path / "tcn.pth", "audio/micro_tcn_300_c")
-    assert load(path, task="audio").task.cfg.network.name.startswith("audio/micro_tcn_300")
+def test_networks_that_only_compute_otherwise(tmp_path: Path) -> None:
+    """The weights of a causal network and of one that is not have the same shapes: the choice is said."""
+    path, _ = saved(tmp_path / "tcn.pth", "audio/micro_tcn_300_n")
+    with pytest.warns(InputWarning, match=r"tcn\.pth fits audio/micro_tcn_300_c and audio/micro_tcn_300_n alike; .* network\.name"):
+        assert load(path, task="audio").task.cfg.network.name == "audio/micro_tcn_300_c"
+
+
+@pytest.mark.parametrize("name", ["audio/esc_large", "audio/efficient_tdnn"])
+def test_other_jobs(name: str) -> None:
+    """By their shapes alone, without a word."""
+    with on_meta():
+        state = create_model(name, dims=1).state_dict()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", InputWarning)
+        assert recognise(state, "weights.pth") == {"network": {"name": name}}
 
 
 def test_what_fits_nothing_is_refused(tmp_path: Path) -> None:
