@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -16,8 +17,8 @@ from cnnkit.errors import ConfigError
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from cnnkit_audio.args import SOUNDS
 from cnnkit_audio.data_config import AugmentConfig
+from cnnkit_audio.datasets.speech import read_trials, voxceleb, voxceleb_root
 from cnnkit_audio.embedding.config import EmbeddingConfig, StageConfig, VoicesConfig
 from cnnkit_audio.models.efficient_tdnn_space import Space, SubNet
 from cnnkit_audio.sound import open_sound
@@ -112,33 +113,29 @@ def record(signal: np.ndarray, rng: np.random.Generator, *, channel_db: float, n
     return (heard / max(1.0, float(np.abs(heard).max()))).astype(np.float32)
 
 
-class Folder(Recordings):
-    """Recordings in VoxCeleb's layout: a folder per speaker, and in it any folders; their names are paths below the root.
+class Files(Recordings):
+    """Recordings in VoxCeleb's layout; their names are paths below the folder of the speakers, as trial lists have them.
 
     Args:
-        root: The folder.
+        files: The recordings.
+        root: The folder of the speakers.
         rate: Samples per second.
-        part: Which speakers, in the order of their names.
-        names: Only these files.
-
-    Raises:
-        ConfigError: If there are no such files.
     """
 
-    def __init__(self, root: Path, rate: int, *, part: slice = slice(None), names: Sequence[str] | None = None) -> None:
-        self.root = root / "wav" if (root / "wav").is_dir() else root
-        if names is None:
-            people = sorted(folder for folder in self.root.iterdir() if folder.is_dir())[part] if self.root.is_dir() else []
-            files = [file for person in people for file in sorted(person.rglob("*")) if file.suffix.lower() in SOUNDS]
-            names = [file.relative_to(self.root).as_posix() for file in files]
-        if not names:
-            raise ConfigError(f"{root} holds no recordings as SPEAKER/VIDEO/FILE.wav")
-        owners = sorted({name.split("/")[0] for name in names})
-        super().__init__(names, [owners.index(name.split("/")[0]) for name in names], rate)
+    def __init__(self, files: Sequence[Path], root: Path, rate: int) -> None:
+        self.files, self.root = tuple(files), root
+        names = [self.name(file) for file in files]
+        owners = [name.split("/")[0] for name in names]
+        numbers = {owner: number for number, owner in enumerate(sorted(set(owners)))}
+        super().__init__(names, [numbers[owner] for owner in owners], rate)
+
+    def name(self, file: Path) -> str:
+        """Return what a trial list calls a file."""
+        return Path(os.path.relpath(file, self.root)).as_posix()
 
     def clip(self, index: int) -> np.ndarray:
         """Read a file."""
-        return open_sound(self.root / self.names[index], quiet=True).read(self.rate)[0]
+        return open_sound(self.files[index], quiet=True).read(self.rate)[0]
 
     def _pairs(self) -> Iterator[tuple[int, int]]:
         seen: dict[int, list[int]] = {}
@@ -147,39 +144,38 @@ class Folder(Recordings):
         return combinations([index for mine in seen.values() for index in mine[:LONGEST]], 2)
 
 
-def read_trials(path: Path) -> list[Trial]:
-    """Read a trial list: lines ``1 FILE FILE`` or ``0 FILE FILE``.
+def read_recordings(cfg: EmbeddingConfig, split: str, rate: int) -> tuple[Recordings, list[Trial]] | None:
+    """Return the recordings of a split and the trials on them (none in the training), or ``None`` if there are none for it.
 
     Raises:
-        ConfigError: If it cannot be read or a line is another.
+        ConfigError: If they are not laid out as VoxCeleb is, or nobody is left to train on.
+        InputError: If a trial is wrong or names a file that is missing.
     """
-    try:
-        lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except OSError as error:
-        raise ConfigError(f"cannot read the trials {path}: {error.strerror}") from error
-    if wrong := next((line for line in lines if len(line) != 3 or line[0] not in ("0", "1")), None):
-        raise ConfigError(f"{path}: {' '.join(wrong)!r} is no trial; accepted: 1 FILE FILE (same speaker) or 0 FILE FILE")
-    return [(int(label), one, other) for label, one, other in lines]
-
-
-def read_recordings(cfg: EmbeddingConfig, split: str, rate: int) -> tuple[Recordings, list[Trial]] | None:
-    """Return the recordings of a split and the trials on them (none in the training), or ``None`` if there are none for it."""
     if not cfg.folder:
         voices = Voices(cfg.voices, split, rate)
         return voices, [] if split == "train" else voices.trials()
-    root = Path(cfg.folder)
     if split == "test":
-        if not cfg.trials:
-            return None
-        trials = read_trials(Path(cfg.trials))
-        names = list(dict.fromkeys(name for _, *both in trials for name in both))
-        return Folder(Path(cfg.test_folder or cfg.folder), rate, names=names), trials
-    if split == "train":
-        return Folder(root, rate, part=slice(None, -cfg.held_out or None)), []
-    if not cfg.held_out:
+        return _listed(cfg, rate) if cfg.trials else None
+    if split == "val" and not cfg.held_out:
         return None
-    folder = Folder(root, rate, part=slice(-cfg.held_out, None))
-    return folder, folder.trials()
+    folder = Path(cfg.folder)
+    clips = voxceleb(folder)
+    people = sorted({clip.speaker for clip in clips})
+    if cfg.held_out >= len(people):
+        raise ConfigError(
+            f"{folder} has {len(people)} speakers, of whom embedding.held_out={cfg.held_out} leaves nobody to train on; set fewer"
+        )
+    held_out = set(people[len(people) - cfg.held_out :])
+    files = Files([clip.path for clip in clips if (clip.speaker in held_out) == (split == "val")], voxceleb_root(folder), rate)
+    return files, [] if split == "train" else files.trials()
+
+
+def _listed(cfg: EmbeddingConfig, rate: int) -> tuple[Recordings, list[Trial]]:
+    """Return the recordings that a trial list names, and its trials."""
+    folder = Path(cfg.test_folder or cfg.folder)
+    trials = read_trials(Path(cfg.trials), folder)
+    files = Files(list(dict.fromkeys(file for trial in trials for file in trial[1:])), voxceleb_root(folder), rate)
+    return files, [(int(trial.same), files.name(trial.first), files.name(trial.second)) for trial in trials]
 
 
 class Crops(Dataset[dict[str, Any]]):
