@@ -84,6 +84,19 @@ def test_training_changes_images_and_evaluation_does_not() -> None:
     assert picture.shape == (4, 1, 40, 40) and not torch.equal(picture, model.picture(FRONTS["mel"](sounds(4))))
 
 
+def test_images_of_the_same_labels_are_summed() -> None:
+    """In training, each with another clip of its own labels, the only one of its labels with itself; in evaluation nothing happens."""
+    model, x = network(same_class=1.0), sounds(3)
+    target = torch.eye(3)[[0, 0, 2]]
+    with torch.no_grad():
+        assert torch.equal(model.learn(x, target), model(x))
+        bands = FRONTS["mel"](x)
+        expected = torch.stack(((bands[0] + bands[1]) / 2, (bands[0] + bands[1]) / 2, bands[2]))
+        assert_near(model.train().learn(x, target), model.classify(expected), 1e-5)
+    with pytest.raises(ConfigError, match="same_class=2"):
+        network(same_class=2.0)
+
+
 def test_weights_of_imagenet() -> None:
     """A network for colour pictures, in a foreign layout too: shown the same grey image in three colours it gives the same vector, 1e-5."""
     torch.manual_seed(1)

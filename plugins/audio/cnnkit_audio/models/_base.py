@@ -69,6 +69,10 @@ class Tagger(SoundModel):
         """Return logits ``(B, num_classes)`` for waveforms ``(B, 1, T)``."""
         return self.classify(x if self.front is None else self.front(x))
 
+    def learn(self, x: Tensor, target: Tensor) -> Tensor:
+        """Return the logits that the loss is of; networks that mix clips of the same labels ``(B, num_classes)`` inside override it."""
+        return self(x)
+
     def classify(self, features: Tensor) -> Tensor:
         """Return logits for what the front end made: ``(B, 1, bands, frames)``, or the waveform if there is none.
 

@@ -25,7 +25,7 @@ from cnnkit.errors import CheckpointError, ConfigError, unknown
 from cnnkit.weights import Layout
 from torch import Tensor, nn
 
-from cnnkit_audio.augment_features import SpecAugment, shift_features, stretch_features, warp_bands
+from cnnkit_audio.augment_features import SpecAugment, shift_features, stretch_features, sum_same_class, warp_bands
 from cnnkit_audio.frontends import ConstantQ, FrontEnd, Gabor, Gammatone, LogMel
 from cnnkit_audio.models._base import Tagger
 
@@ -76,7 +76,7 @@ class ImageAugment(nn.Module):
         """Return images of the same shape, ``(B, 1, bands, frames)``."""
         if not self.training or not (self.band_shift or self.time_shift or self.warp or self.stretch):
             return x
-        rng = np.random.default_rng(int(torch.randint(2**62, ())))  # From torch's generator, which the training seeds and resumes.
+        rng = _generator()
         if self.band_shift or self.time_shift:
             x = shift_features(x, rng, bands=self.band_shift, frames=self.time_shift)
         if self.warp:
@@ -100,6 +100,7 @@ class ImageCNN(Tagger):
         time_shift: Largest shift over frames, in a circle.
         warp: Largest relative change of the bands' axis in training.
         stretch: Largest relative change of the tempo in training.
+        same_class: Share of batches whose images are summed, each with another one of the same labels.
         sample_rate: Samples per second.
         window: Seconds of sound that it looks at in one piece.
 
@@ -128,12 +129,15 @@ class ImageCNN(Tagger):
         time_shift: int = 0,
         warp: float = 0.0,
         stretch: float = 0.0,
+        same_class: float = 0.0,
         sample_rate: int = 44_100,
         window: float = 5.0,
     ) -> None:
         front = make_image(image, sample_rate, image_args or {})
         super().__init__(sample_rate=sample_rate, num_classes=num_classes, front=front, window=window)
-        self.size = size
+        if not 0 <= same_class <= 1:
+            raise ConfigError(f"same_class={same_class} is no share; accepted: 0 to 1")
+        self.size, self.same_class = size, same_class
         self.augment = ImageAugment(band_shift=band_shift, time_shift=time_shift, warp=warp, stretch=stretch)
         self.bn0 = nn.BatchNorm2d(front.bands)
         self.mask = SpecAugment(freq_mask=freq_mask, time_mask=time_mask, freq_masks=2, time_masks=2, fill=0.0)
@@ -152,6 +156,13 @@ class ImageCNN(Tagger):
         assert self.front is not None
         side = 1 if self.size is not None else self.encoder.min_size
         return max(self.front.least, (side - 1) * self.front.hop)
+
+    def learn(self, x: Tensor, target: Tensor) -> Tensor:
+        """Return logits ``(B, num_classes)``; in training, of images that may be summed with others of the same labels."""
+        if not self.training or not self.same_class or float(torch.rand(())) >= self.same_class:
+            return self(x)
+        assert self.front is not None
+        return self.classify(sum_same_class(self.front(x), target, _generator()))
 
     def picture(self, features: Tensor) -> Tensor:
         """Return what the backbone sees of ``(B, 1, bands, frames)``: normalised, ``(B, 1, size, size)``."""
@@ -188,6 +199,11 @@ class ImageCNN(Tagger):
             if layout.matches and layout.convert and layout.matches(state.keys()):
                 return layout.convert(state)
         return state
+
+
+def _generator() -> np.random.Generator:
+    """Return a generator that is seeded by torch's, which the training seeds and resumes."""
+    return np.random.default_rng(int(torch.randint(2**62, ())))
 
 
 def _is_image(keys: Collection[str]) -> bool:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from cnnkit_audio import args, config
 from cnnkit_audio.models._base import Tagger
 from cnnkit_audio.sound import Sound
-from cnnkit_audio.tagging.data import SyntheticSounds, WholeClips, labels_of, read_sounds, train_clips
+from cnnkit_audio.tagging.data import SyntheticSounds, labels_of, read_sounds, train_clips, whole_clips
 from cnnkit_audio.tagging.events import find_events, write_audacity, write_csv
 from cnnkit_audio.tagging.metrics import TagMetric
 from cnnkit_audio.tagging.picture import Overview, draw_tags
@@ -109,14 +109,15 @@ class Tagging(Audio):
             samples = round((cfg.data.seconds or self.tagger.window) * rate)
             return train_clips(cfg.data, cfg.augment, cfg.names, rate=rate, samples=samples, seed=self.cfg.train.seed)
         sounds = read_sounds(cfg.data, cfg.names, split, rate)
-        return None if sounds is None else WholeClips(sounds)
+        return None if sounds is None else whole_clips(sounds)
 
     def losses(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Return the cross-entropy with the clips' soft labels, binary for each label where several may hold."""
-        cfg, logits = self.cfg.tagging, model(batch["sound"])
+        cfg, sound, target = self.cfg.tagging, batch["sound"], batch["target"]
+        logits = model.learn(sound, target) if isinstance(model, Tagger) else model(sound)
         if cfg.multilabel:
-            return {"bce": F.binary_cross_entropy_with_logits(logits, batch["target"])}
-        return {"ce": F.cross_entropy(logits, batch["target"], label_smoothing=cfg.label_smoothing)}
+            return {"bce": F.binary_cross_entropy_with_logits(logits, target)}
+        return {"ce": F.cross_entropy(logits, target, label_smoothing=cfg.label_smoothing)}
 
     def metric(self) -> TagMetric:
         """Return accuracy, mAP, mAUC and d'."""
