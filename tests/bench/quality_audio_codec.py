@@ -28,7 +28,7 @@ from cnnkit.engine.fit import fit
 from cnnkit.engine.load import load
 from cnnkit.plugin import get
 from cnnkit_audio.codec.config import CodecDataConfig
-from cnnkit_audio.codec.data import WholeSpeech
+from cnnkit_audio.codec.data import whole_speech
 from cnnkit_audio.codec.metrics import si_sdr
 from cnnkit_audio.codec.spectra import MelDistance
 from cnnkit_audio.config import Config
@@ -72,7 +72,7 @@ def measure(task: Any, model: Codec, voices: int, seconds: float) -> tuple[dict[
     def add(name: str, value: float) -> None:
         simple.setdefault(name, []).append(value)
 
-    for batch in WholeSpeech(CodecDataConfig(seconds=seconds, voices=voices), "test", rate=rate):
+    for batch in whole_speech(CodecDataConfig(seconds=seconds, voices=voices), "test", rate=rate):
         predictions = task.predict(model, batch)
         metric.update(predictions, batch)
         wave = batch["wave"][0]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from cnnkit.engine.config import OptimizerConfig
 from cnnkit.engine.optim import build_optimizer, lr_factor, parameter_groups
-from cnnkit.engine.sampling import EpochSampler, PositionSampler, item_rng, position_seed
+from cnnkit.engine.sampling import EachOnce, EpochSampler, PositionSampler, item_rng, position_seed
 from cnnkit.errors import ConfigError
 from torch import nn
 
@@ -133,6 +133,21 @@ def test_order_depends_on_seed_and_epoch_alone():
     assert first == list(sampler) != list(other)
     sampler.set_epoch(1)
     assert sorted(list(sampler)) == sorted(first) and list(sampler) != first
+
+
+@pytest.mark.parametrize("count", [0, 2, 7])
+def test_batches_to_measure_on_come_once(count, monkeypatch):
+    """Over all processes each one, made when it is asked for, and again in the next round."""
+    seen = []
+    for rank in range(3):
+        monkeypatch.setattr("cnnkit.engine.sampling.process", lambda rank=rank: (rank, 3))
+        made: list[int] = []
+        batches = EachOnce(count, lambda number, made=made: made.append(number) or 10 * number)
+        first = next(iter(batches), None)
+        assert made == [rank][: count > rank] and first == (10 * rank if count > rank else None)
+        assert list(batches) == list(batches) == list(range(10 * rank, 10 * count, 30)) and len(batches) == len(list(batches))
+        seen += list(batches)
+    assert sorted(seen) == list(range(0, 10 * count, 10))
 
 
 def test_item_randomness_is_a_function_of_the_position():

@@ -14,7 +14,7 @@ Worker processes then need no seeding, and their number changes nothing.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -180,3 +180,25 @@ class EpochLoader:
 
     def __len__(self) -> int:
         return len(self.sampler)
+
+
+class EachOnce:
+    """Batches to measure on, each made when its turn comes and seen by one process alone: ``r`` of ``w`` takes ``r, r + w, ...``.
+
+    Args:
+        count: Number of batches over all processes.
+        make: Makes a batch by its number.
+    """
+
+    def __init__(self, count: int, make: Callable[[int], Any]) -> None:
+        self.count, self.make = count, make
+
+    def _mine(self) -> range:
+        rank, world = process()
+        return range(rank, self.count, world)
+
+    def __iter__(self) -> Iterator[Any]:
+        return map(self.make, self._mine())
+
+    def __len__(self) -> int:
+        return len(self._mine())

@@ -21,7 +21,7 @@ from cnnkit.errors import ConfigError, InputError, UsageError
 from cnnkit.plugin import get
 from cnnkit_audio.args import Run
 from cnnkit_audio.codec.bitstream import HEADER_BYTES, open_bits, pack
-from cnnkit_audio.codec.data import WholeSpeech, crop, find_sounds
+from cnnkit_audio.codec.data import crop, find_sounds, whole_speech
 from cnnkit_audio.codec.streaming import StreamDecoder, StreamEncoder
 from cnnkit_audio.codec.task import Coding
 from cnnkit_audio.config import Config
@@ -263,7 +263,7 @@ def test_recordings_are_found_and_cropped(tmp_path: Path) -> None:
     np.testing.assert_allclose(np.diff(piece), 1.8 / 15999, atol=1.01 / 32768)
     short = crop(files[0], 0.1, 16000, rng)
     assert short.shape == (1, 1600) and np.count_nonzero(short) >= 799 and (short[0, 0] == 0 or short[0, -1] == 0)
-    whole = list(WholeSpeech(from_dict(Config, {"codec": {"data": {"val": [str(tmp_path)]}}}).codec.data, "val", rate=8000))
+    whole = list(whole_speech(from_dict(Config, {"codec": {"data": {"val": [str(tmp_path)]}}}).codec.data, "val", rate=8000))
     assert [batch["name"] for batch in whole] == [["short.flac"], ["long.wav"]] and whole[1]["wave"].shape == (1, 1, 8000)
     with pytest.raises(ConfigError, match=r"codec.data.train: .*nothing is no folder"):
         find_sounds([str(tmp_path / "nothing")], "train")

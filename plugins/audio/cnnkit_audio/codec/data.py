@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from cnnkit.engine.sampling import EpochLoader, Position, PositionSampler, item_rng, process
+from cnnkit.engine.sampling import EachOnce, EpochLoader, Position, PositionSampler, item_rng
 from cnnkit.errors import ConfigError
 from cnnkit.options import has_suffix
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from cnnkit_audio.args import SOUNDS
@@ -95,32 +94,26 @@ def train_loader(cfg: CodecConfig, *, levels: int, rate: int, seed: int) -> Epoc
     return EpochLoader(SpeechClips(files, cfg, levels=levels, rate=rate, seed=seed), sampler, workers=data.workers)
 
 
-class WholeSpeech:
-    """Recordings one by one: ``{"wave": (1, 1, T), "name": [...]}``. Synthetic ones are the same in every run, and no clip of a training.
+def whole_speech(data: CodecDataConfig, split: str, *, rate: int) -> EachOnce:
+    """Return recordings one by one: ``{"wave": (1, 1, T), "name": [...]}``.
+
+    Synthetic ones are the same in every run, and no clip of a training.
 
     Args:
         data: Folders, or how many voices.
         split: ``"val"`` or ``"test"``.
         rate: Samples per second.
+
+    Raises:
+        ConfigError: If a folder holds no sounds.
     """
+    files = find_sounds(data.val if split == "val" else data.test, split)
 
-    def __init__(self, data: CodecDataConfig, split: str, *, rate: int) -> None:
-        self.data, self.split, self.rate = data, split, rate
-        self.files = find_sounds(data.val if split == "val" else data.test, split)
+    def batch(index: int) -> dict[str, Any]:
+        if files:
+            wave = open_sound(files[index], quiet=True).read(rate)
+        else:  # A seed of two numbers meets none of the training, whose have three.
+            wave = speech(np.random.default_rng((_SPLITS[split], index)), data.seconds, rate)[None]
+        return {"wave": torch.from_numpy(wave)[None], "name": [files[index].name if files else f"voice_{index:03d}"]}
 
-    def __len__(self) -> int:
-        rank, world = process()
-        return len(range(rank, len(self.files) or self.data.voices, world))
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        rank, world = process()
-        for index in range(rank, len(self.files) or self.data.voices, world):
-            name = self.files[index].name if self.files else f"voice_{index:03d}"
-            yield {"wave": self._wave(index)[None], "name": [name]}
-
-    def _wave(self, index: int) -> Tensor:
-        if self.files:
-            return torch.from_numpy(open_sound(self.files[index], quiet=True).read(self.rate))
-        # A seed of two numbers meets none of the training, whose have three.
-        rng = np.random.default_rng((_SPLITS[self.split], index))
-        return torch.from_numpy(speech(rng, self.data.seconds, self.rate)[None])
+    return EachOnce(len(files) or data.voices, batch)

@@ -122,7 +122,7 @@ class Coding(Audio):
             waves = np.stack([data.speech(rng, 0.3, shape.sample_rate)[None] for _ in range(2)])
             every = torch.full((2,), shape.levels)
             return [{"wave": torch.from_numpy(waves), "levels": every, "epoch": torch.full((2,), cfg.pretrain_epochs)}]
-        return data.WholeSpeech(cfg.data, split, rate=shape.sample_rate)
+        return data.whole_speech(cfg.data, split, rate=shape.sample_rate)
 
     def losses(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Return the losses; the first batch that is quantised sets the codebooks before."""

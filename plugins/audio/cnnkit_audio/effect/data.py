@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from cnnkit.engine.sampling import EpochLoader, Position, PositionSampler, item_rng, process
+from cnnkit.engine.sampling import EachOnce, EpochLoader, Position, PositionSampler, item_rng
 from cnnkit.errors import ConfigError, InputError
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -139,28 +139,13 @@ class PairCrops(Dataset[dict[str, Tensor]]):
         return {"dry": piece[:1], "wet": piece[1:], "knobs": torch.from_numpy(self.pairs.knobs[index])}
 
 
-class WholePairs:
-    """Pairs one by one: ``{"dry": (1, 1, T), "wet": (1, 1, T), "knobs": (1, K), "name": [...]}``.
-
-    Args:
-        pairs: The pairs. Process ``r`` of ``w`` takes ``r, r + w, ...``.
-    """
-
-    def __init__(self, pairs: Pairs) -> None:
-        self.pairs = pairs
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        rank, world = process()
-        for index in range(rank, len(self.pairs), world):
-            yield whole(self.pairs, index)
-
-    def __len__(self) -> int:
-        rank, world = process()
-        return len(range(rank, len(self.pairs), world))
+def whole_pairs(pairs: Pairs) -> EachOnce:
+    """Return pairs one by one, as :func:`whole` makes them."""
+    return EachOnce(len(pairs), lambda index: whole(pairs, index))
 
 
 def whole(pairs: Pairs, index: int) -> dict[str, Any]:
-    """Return one pair as a batch."""
+    """Return one pair as a batch: ``{"dry": (1, 1, T), "wet": (1, 1, T), "knobs": (1, K), "name": [...]}``."""
     dry, wet = torch.from_numpy(pairs.pair(index))[:, None, None]
     return {"dry": dry, "wet": wet, "knobs": torch.from_numpy(pairs.knobs[index])[None], "name": [pairs.names[index]]}
 

@@ -15,7 +15,7 @@ from cnnkit.options import RunOptions
 from torch import Tensor, nn
 
 from cnnkit_audio import args, config
-from cnnkit_audio.effect.data import SimulatedPairs, WholePairs, crop_loader, read_pairs, whole
+from cnnkit_audio.effect.data import SimulatedPairs, crop_loader, read_pairs, whole, whole_pairs
 from cnnkit_audio.effect.metrics import EffectMetric, error_to_signal, stft_distance
 from cnnkit_audio.models._base import Effect
 from cnnkit_audio.sound import Sound, open_sound, write_sound
@@ -80,7 +80,7 @@ class EffectModelling(Audio):
             return None
         if split == "train":
             return crop_loader(pairs_found, cfg, context=shape.context, seed=self.cfg.train.seed)
-        return WholePairs(pairs_found)
+        return whole_pairs(pairs_found)
 
     def _fitting(self, batch: Batch) -> Batch:
         """Repeat or leave out knobs, so that an example of two serves a device of any number."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from cnnkit.engine.sampling import EpochLoader, Position, PositionSampler, item_rng, process
+from cnnkit.engine.sampling import EachOnce, EpochLoader, Position, PositionSampler, item_rng, process
 from cnnkit.errors import ConfigError
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -270,38 +270,31 @@ class TrainClips:
         return len(self._loader)
 
 
-class TrialClips:
-    """Whole recordings one by one: those of the cohort first, then those of the trials, which the first of them brings along.
+def trial_clips(recordings: Recordings, trials: list[Trial], cohort: tuple[Recordings, Sequence[int]] | None = None) -> EachOnce:
+    """Return whole recordings one by one: those of the cohort first, then those of the trials, which the first of them brings along.
 
     Args:
         recordings: Those of the trials.
         trials: The trials.
         cohort: Recordings that scores are normalised by.
     """
+    source, chosen = cohort or (recordings, ())
 
-    def __init__(self, recordings: Recordings, trials: list[Trial], cohort: tuple[Recordings, Sequence[int]] | None = None) -> None:
-        self.recordings, self.trials, self.cohort = recordings, trials, cohort
+    def batch(number: int) -> dict[str, Any]:
+        if number < len(chosen):
+            return _whole(source, chosen[number]) | {"cohort": True, "trials": []}
+        index = number - len(chosen)
+        return _whole(recordings, index) | {"cohort": False, "trials": [] if index else trials}
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        rank, world = process()
-        if self.cohort is not None:
-            source, chosen = self.cohort
-            for index in chosen[rank::world]:
-                yield self._batch(source, index) | {"cohort": True, "trials": []}
-        for index in range(rank, len(self.recordings), world):
-            yield self._batch(self.recordings, index) | {"cohort": False, "trials": self.trials if index == rank else []}
-
-    def _batch(self, source: Recordings, index: int) -> dict[str, Any]:
-        clip: Tensor = torch.from_numpy(source.clip(index))
-        return {"clip": clip[None, None], "speaker": torch.tensor([source.speakers[index]]), "name": [source.names[index]]}
-
-    def __len__(self) -> int:
-        rank, world = process()
-        parts = (len(self.recordings), 0 if self.cohort is None else len(self.cohort[1]))
-        return sum(len(range(rank, part, world)) for part in parts)
+    return EachOnce(len(chosen) + len(recordings), batch)
 
 
-def loader(cfg: EmbeddingConfig, split: str, rate: int, *, largest: SubNet | None, seed: int) -> TrainClips | TrialClips | None:
+def _whole(source: Recordings, index: int) -> dict[str, Any]:
+    clip = torch.from_numpy(source.clip(index))[None, None]
+    return {"clip": clip, "speaker": torch.tensor([source.speakers[index]]), "name": [source.names[index]]}
+
+
+def loader(cfg: EmbeddingConfig, split: str, rate: int, *, largest: SubNet | None, seed: int) -> TrainClips | EachOnce | None:
     """Return the batches of a split, or ``None`` if there are no recordings for it."""
     found = read_recordings(cfg, split, rate)
     if found is None:
@@ -310,8 +303,8 @@ def loader(cfg: EmbeddingConfig, split: str, rate: int, *, largest: SubNet | Non
     if split == "train":
         return TrainClips(recordings, cfg, largest, seed)
     if not cfg.cohort:
-        return TrialClips(recordings, trials)
+        return trial_clips(recordings, trials)
     train = read_recordings(cfg, "train", rate)
     assert train is not None
     spread = np.linspace(0, len(train[0]) - 1, min(cfg.cohort, len(train[0]))).round().astype(int)
-    return TrialClips(recordings, trials, (train[0], spread.tolist()))
+    return trial_clips(recordings, trials, (train[0], spread.tolist()))

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 from cnnkit.engine.files import atomic_path
+from cnnkit.engine.sampling import EachOnce
 from cnnkit.errors import ConfigError, InputWarning
 from cnnkit.options import RunOptions
 from torch import Tensor, nn
 
 from cnnkit_audio import args, config
-from cnnkit_audio.embedding.data import TrainClips, TrialClips, at_least, loader, read_recordings, record
+from cnnkit_audio.embedding.data import TrainClips, at_least, loader, read_recordings, record
 from cnnkit_audio.embedding.losses import AAMSoftmax
 from cnnkit_audio.embedding.metrics import VerificationMetric
 from cnnkit_audio.models._base import Embedder
@@ -81,7 +82,7 @@ class Embedding(Audio):
             return [self._synthetic()]
         return self._loader(split)
 
-    def _loader(self, split: str) -> TrainClips | TrialClips | None:
+    def _loader(self, split: str) -> TrainClips | EachOnce | None:
         shape = self.shape
         largest = shape.subnet if isinstance(shape, EfficientTDNNSupernet) else None
         if self.cfg.embedding.stages and largest is None:

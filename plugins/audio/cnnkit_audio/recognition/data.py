@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from cnnkit.engine.sampling import EpochLoader, Position, PositionSampler, item_rng, process
+from cnnkit.engine.sampling import EachOnce, EpochLoader, Position, PositionSampler, item_rng
 from cnnkit.errors import ConfigError
 from numpy.random import Generator
 from torch import Tensor
@@ -156,38 +156,24 @@ def read_together(files: Sequence[Path], rate: int, *, start: float = 0.0, end: 
     return np.concatenate([np.pad(part, ((0, 0), (0, samples - part.shape[1]))) for part in parts])
 
 
-class FixedUtterances:
-    """Utterances to measure on, in batches, each once; process ``r`` of ``w`` takes the batches ``r, r + w, ...``.
+def fixed_utterances(dataset: ToneSentences | Sessions, batch_size: int) -> EachOnce:
+    """Return utterances to measure on, in batches."""
 
-    Args:
-        dataset: The utterances.
-        batch_size: Of a batch.
-    """
+    def batch(number: int) -> dict[str, Any]:
+        places = range(number * batch_size, min((number + 1) * batch_size, len(dataset)))
+        return collate([dataset[(0, place, place)] for place in places])
 
-    def __init__(self, dataset: Any, batch_size: int) -> None:
-        self.dataset, self.batch_size = dataset, batch_size
-
-    def __iter__(self) -> Any:
-        rank, world = process()
-        starts = range(0, len(self.dataset), self.batch_size)
-        for start in starts[rank::world]:
-            yield collate([self.dataset[(0, place, place)] for place in range(start, min(start + self.batch_size, len(self.dataset)))])
-
-    def __len__(self) -> int:
-        rank, world = process()
-        return len(range(0, len(self.dataset), self.batch_size)[rank::world])
+    return EachOnce(-(-len(dataset) // batch_size), batch)
 
 
-def make_loader(
-    cfg: RecognitionConfig, vocabulary: Vocabulary, rate: int, split: str, *, seed: int
-) -> EpochLoader | FixedUtterances | None:
+def make_loader(cfg: RecognitionConfig, vocabulary: Vocabulary, rate: int, split: str, *, seed: int) -> EpochLoader | EachOnce | None:
     """Return the batches of a split; none if the configuration has no data for it.
 
     Raises:
         ConfigError: If a folder is wanted and not named.
     """
     data, train = cfg.data, split == "train"
-    dataset: Any
+    dataset: ToneSentences | Sessions
     if data.layout == "synthetic":
         size = (data.samples_per_epoch or 1024) if train else data.held_out
         if not size:
@@ -200,7 +186,7 @@ def make_loader(
             return None
         dataset = Sessions(cfg, vocabulary, rate, split, seed=seed)
     if not train:
-        return FixedUtterances(dataset, data.batch_size)
+        return fixed_utterances(dataset, data.batch_size)
     steps = None if data.samples_per_epoch is None else -(-data.samples_per_epoch // data.batch_size)
     sampler = PositionSampler(len(dataset), batch_size=data.batch_size, seed=seed, steps=steps)
     return EpochLoader(dataset, sampler, workers=data.workers, collate=collate)

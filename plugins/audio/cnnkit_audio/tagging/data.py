@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from cnnkit.engine.sampling import EpochLoader, Position, PositionSampler, item_rng, process
+from cnnkit.engine.sampling import EachOnce, EpochLoader, Position, PositionSampler, item_rng, process
 from cnnkit.errors import ConfigError
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -175,30 +175,18 @@ class TrainClips:
         return len(self._loader)
 
 
-class WholeClips:
-    """Recordings one by one, whole: ``{"sound": (1, 1, T), "target": (1, C), "name": [...], "fold": [...]}``.
+def whole_clips(sounds: Sounds) -> EachOnce:
+    """Return recordings one by one, whole: ``{"sound": (1, 1, T), "target": (1, C), "name": [...], "fold": [...]}``."""
 
-    Args:
-        sounds: The recordings. Process ``r`` of ``w`` takes ``r, r + w, ...``.
-    """
+    def batch(index: int) -> dict[str, Any]:
+        return {
+            "sound": torch.from_numpy(sounds.clip(index))[None],
+            "target": torch.from_numpy(sounds.targets[index])[None],
+            "name": [sounds.names[index]],
+            "fold": [int(sounds.folds[index])],
+        }
 
-    def __init__(self, sounds: Sounds) -> None:
-        self.sounds = sounds
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        rank, world = process()
-        for index in range(rank, len(self.sounds), world):
-            sounds = self.sounds
-            yield {
-                "sound": torch.from_numpy(sounds.clip(index))[None],
-                "target": torch.from_numpy(sounds.targets[index])[None],
-                "name": [sounds.names[index]],
-                "fold": [int(sounds.folds[index])],
-            }
-
-    def __len__(self) -> int:
-        rank, world = process()
-        return len(range(rank, len(self.sounds), world))
+    return EachOnce(len(sounds), batch)
 
 
 def train_clips(data: DataConfig, augment: AugmentConfig, labels: Sequence[str], *, rate: int, samples: int, seed: int) -> TrainClips:
