@@ -10,7 +10,8 @@ from typing import Any
 
 from cnnkit.errors import ConfigError, InputError, InputWarning
 
-from cnnkit_audio.datasets.clips import SUFFIXES, Clip, Files, ordered, read_rows, whole_number
+from cnnkit_audio.args import SOUNDS
+from cnnkit_audio.datasets.clips import Clip, Files, ordered, read_rows, whole_number
 
 AUDIOSET = (
     "AudioSet: class_labels_indices.csv (index, mid, display_name), and NAME.csv (YTID, start_seconds, end_seconds, positive_labels) with "
@@ -86,7 +87,7 @@ def _segments(table: Path, files: Files) -> Iterator[tuple[str, Path, list[str]]
 
 
 def _is_sound(name: str) -> bool:
-    return name.lower().endswith(SUFFIXES)
+    return name.lower().endswith(SOUNDS)
 
 
 def _json(table: Path, files: Files) -> Iterator[tuple[str, Path, list[str]]]:

@@ -10,8 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from cnnkit.errors import ConfigError, InputError
 
-SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".caf", ".w64")
-"""Endings that recordings of data sets have."""
+from cnnkit_audio.args import SOUNDS
 
 
 @dataclass(frozen=True)
@@ -150,7 +149,7 @@ def sounds_in(folder: Path) -> list[Path]:
     """Return the sound files in a folder by name, hidden ones aside; none if it is not there."""
     if not folder.is_dir():
         return []
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and not path.name.startswith("."))
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in SOUNDS and not path.name.startswith("."))
 
 
 def folders_in(folder: Path, *, expected: str) -> list[Path]:
