@@ -78,7 +78,7 @@ def main() -> int:
     """Run the seeds; 1 if the sum misses its mark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=250)
     parser.add_argument("--snr", type=float, default=0.0, help="ratio of sound to noise in decibels")
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -24,7 +24,7 @@ import numpy as np
 from cnnkit.checkpoint import digest, read_header, save_checkpoint
 from cnnkit.config import dump_yaml
 from cnnkit.engine.files import atomic_path, write_json, write_text
-from cnnkit.errors import CheckpointError, ConfigError, UsageError
+from cnnkit.errors import CheckpointError, ConfigError, UsageError, unknown
 from numpy.typing import NDArray
 
 from cnnkit_audio.config import Config, NetworkConfig
@@ -58,12 +58,14 @@ class Member:
         network: The network.
         augment: What its training does to clips.
         seed: Seed of its training.
+        init: Weights that it starts from, if any.
     """
 
     name: str
     network: NetworkConfig
     augment: AugmentConfig
     seed: int
+    init: str = ""
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,7 @@ class EnsembleConfig:
         augmentations: What training does, by name; nothing by default.
         backbones: Arguments of ``audio/image_cnn`` by name, as ``{resnet: {backbone: resnet50}}``.
         networks: Further networks that tag sound, by name, with all of their own arguments.
+        init: Files of weights to start from, of ImageNet for example, by the names of backbones and networks.
         seeds: Seeds of members: each is a member.
         folds: Folds that are held out, one after the other.
         repeats: How often each fold is done, with other seeds.
@@ -86,6 +89,7 @@ class EnsembleConfig:
     augmentations: Mapping[str, Augmentation] = field(default_factory=lambda: {"plain": Augmentation()})
     backbones: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     networks: Mapping[str, NetworkConfig] = field(default_factory=dict)
+    init: Mapping[str, str] = field(default_factory=dict)
     seeds: tuple[int, ...] = (0,)
     folds: tuple[int, ...] = (1,)
     repeats: int = 1
@@ -93,6 +97,8 @@ class EnsembleConfig:
     def __post_init__(self) -> None:
         if not self.seeds or not self.folds or not self.augmentations or self.repeats < 1:
             raise ConfigError("seeds, folds, augmentations and repeats need one or more each; leave out what is not to vary")
+        if strange := sorted(set(self.init) - {*self.backbones, *self.networks}):
+            raise ConfigError(unknown("backbone or network in init", strange[0], {*self.backbones, *self.networks}))
         if len(set(self.seeds)) < len(self.seeds) or len(set(self.folds)) < len(self.folds):
             raise ConfigError(f"seeds {self.seeds} and folds {self.folds}: each is to stand once")
         for name in (*self.representations, *self.augmentations, *self.backbones, *self.networks):
@@ -110,9 +116,10 @@ class EnsembleConfig:
             self.representations.items(), self.augmentations.items(), self.backbones.items(), self.seeds
         ):
             args = {**self.base.network.args, **image, **backbone, **augmentation.image}
-            found.append(Member(self._name(kind, way, net, seed), NetworkConfig("audio/image_cnn", args), augmentation.sound, seed))
+            network = NetworkConfig("audio/image_cnn", args)
+            found.append(Member(self._name(kind, way, net, seed), network, augmentation.sound, seed, self.init.get(net, "")))
         for (net, network), (way, augmentation), seed in product(self.networks.items(), self.augmentations.items(), self.seeds):
-            found.append(Member(self._name(net, way, "", seed), network, augmentation.sound, seed))
+            found.append(Member(self._name(net, way, "", seed), network, augmentation.sound, seed, self.init.get(net, "")))
         if not found:
             raise ConfigError("no members are declared; name representations and backbones, or networks")
         return found
@@ -178,8 +185,8 @@ def fuse_scores(heard: Sequence[Heard]) -> Heard:
     return replace(first, scores=stack.mean(0))
 
 
-def train_member(cfg: Config, folder: Path, *, progress: bool = True) -> bool:
-    """Train a network, or go on with its training; tell whether there was anything to do.
+def train_member(cfg: Config, folder: Path, *, init: str = "", progress: bool = True) -> bool:
+    """Train a network, from given weights if there are any, or go on with its training; tell whether there was anything to do.
 
     Raises:
         UsageError: If the folder holds a finished member of another configuration.
@@ -189,12 +196,12 @@ def train_member(cfg: Config, folder: Path, *, progress: bool = True) -> bool:
 
     from cnnkit_audio.task import Audio
 
-    marker, wanted = folder / "member.json", hashlib.sha256(dump_yaml(cfg).encode()).hexdigest()
+    marker, wanted = folder / "member.json", hashlib.sha256(f"{dump_yaml(cfg)}{init}".encode()).hexdigest()
     if marker.exists() and (folder / "last.ckpt").exists():
         if _read(marker).get("config") == wanted:
             return False
         raise UsageError(f"{folder} holds a member that was trained under another configuration; delete it, or choose another -o")
-    fit(Audio(cfg), output=folder, plugin=get("audio"), resume=True, progress=progress)
+    fit(Audio(cfg), output=folder, plugin=get("audio"), resume=True, init=Path(init) if init else None, progress=progress)
     write_json(marker, {"config": wanted})
     return True
 
@@ -377,7 +384,7 @@ def run_ensemble(declared: EnsembleConfig, output: Path, *, device: str = "auto"
         heard[trial] = {}
         for member in members:
             folder, done = output / trial / member.name, done + 1
-            trained = train_member(declared.experiment(member, repeat, fold), folder, progress=progress)
+            trained = train_member(declared.experiment(member, repeat, fold), folder, init=member.init, progress=progress)
             heard[trial][member.name] = found = member_scores(folder / "last.ckpt", device=device)
             say(f"[{done}/{total}] {trial} {member.name}: {found.figure:.4f} ({'trained' if trained else 'was there'})")
     result = compare(heard, clips=len(declared.folds))

@@ -15,7 +15,6 @@ from cnnkit.backbones import create_model
 from cnnkit.checkpoint import read_header, save_checkpoint
 from cnnkit.cli import main
 from cnnkit.config import from_dict
-from cnnkit.engine.export import export_network
 from cnnkit.engine.fit import header_for
 from cnnkit.engine.load import load
 from cnnkit.errors import CheckpointError, ConfigError, UsageError
@@ -93,6 +92,16 @@ def test_members_hear_what_they_would_hear_alone(samples: int) -> None:
         assert model.embed(x).shape == (2, 9)
 
 
+def test_export() -> None:
+    """Front ends, filters between rates and the sum are part of what torch.export sees: the same logits, 1e-5."""
+    tiny = {"backbone": "vgg11", "backbone_args": {"depths": [1, 1], "widths": [4, 5], "head_width": 6, "head_size": 1}}
+    model = ensemble([{"name": "audio/image_cnn", "args": {**SMALL, **tiny, "image": "gabor"}}, MEMBERS[2]])
+    x = sounds()
+    exported = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},)).module()
+    with torch.no_grad():
+        assert_near(exported(torch.cat((x, x))), model(torch.cat((x, x))), 1e-5)
+
+
 def test_what_is_refused() -> None:
     """Each message says what is accepted."""
     with pytest.raises(ConfigError, match="members is empty"):
@@ -113,7 +122,7 @@ def saved(path: Path, entry: dict[str, Any], seed: int, labels: tuple[str, ...] 
 
 
 def test_fuse_and_run(tmp_path: Path) -> None:
-    """Trained networks become one checkpoint that runs by itself: its scores of a file are the mean of theirs. Exported, it is the same."""
+    """Trained networks become one checkpoint that runs by itself: its scores of a file are the mean of theirs."""
     paths = [saved(tmp_path / f"{index}.ckpt", entry, index) for index, entry in enumerate(MEMBERS[:2])]
     fused = tmp_path / "ensemble.ckpt"
     assert command(["audio", "fuse", *map(str, paths), "-o", str(fused)]) == 0
@@ -130,7 +139,6 @@ def test_fuse_and_run(tmp_path: Path) -> None:
     assert len(scores[2]) >= 6
     for place, score in scores[2].items():
         assert score == pytest.approx((scores[0][place] + scores[1][place]) / 2, abs=2e-4)  # Confidences have four digits.
-    export_network(fused, tmp_path / "model.onnx", plugin=get("audio"))
 
 
 def test_fuse_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -160,6 +168,7 @@ def declared(folder: Path) -> Path:
         write_sound(folder / "data" / "audio" / name, make(label, np.random.default_rng((fold, target, ord(take))), 0.6, RATE)[None], RATE)
         rows.append(f"{name},{fold},{target},{label},True,{fold},{take}")
     (folder / "data" / "meta" / "esc50.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    torch.save(stir(create_model("resnet18", dims=2, widths=(4, 5, 6, 7))).state_dict(), folder / "pictures.pth")
     file = folder / "members.yaml"
     file.write_text(
         f"""
@@ -173,6 +182,7 @@ backbones:
   small: {{backbone: resnet18, backbone_args: {{widths: [4, 5, 6, 7]}}}}
 networks:
   cnn6: {{name: audio/panns_cnn6, args: {{sample_rate: {RATE}, widths: [4, 5], pools: 2, window: 0.5}}}}
+init: {{small: "{folder / "pictures.pth"}"}}
 folds: [1, 2]
 """,
         encoding="utf-8",
@@ -185,6 +195,8 @@ def test_what_is_declared_is_trained_once(tmp_path: Path, monkeypatch: pytest.Mo
     words = ["audio", "ensemble", "--config", str(declared(tmp_path)), "-o", str(tmp_path / "out"), "--device", "cpu", "--no-progress"]
     assert command(words) == 0
     first = capsys.readouterr().out
+    other = [*words[:4], "-o", str(tmp_path / "other"), "--set", "init.small=missing.pth"]
+    assert command(other) != 0 and "missing.pth" in capsys.readouterr().err
     out = tmp_path / "out"
     assert "| gammatone-small |" in first and "McNemar" in first and (out / "ensemble.md").read_text(encoding="utf-8") == first
     stored = np.load(out / "fold2" / "cnn6" / "scores.npz")
@@ -245,6 +257,8 @@ def test_members_of_a_declaration() -> None:
     assert len(seeds) == 4 and cfg.experiment(members[0], 0, 2).tagging.data.fold == 2
     with pytest.raises(ConfigError, match="no members"):
         EnsembleConfig().members()
+    with pytest.raises(ConfigError, match="in init 'smal'; did you mean 'small'"):
+        EnsembleConfig(backbones={"small": {}}, init={"smal": "a.pth"})
     with pytest.raises(ConfigError, match="'a/b'"):
         EnsembleConfig(backbones={"a/b": {}})
     with pytest.raises(ConfigError, match="stand once"):
