@@ -15,15 +15,22 @@ from pathlib import Path
 
 import pytest
 
-for library in ("cnnkit_medseg", "cnnkit_superres", "spandrel", "lightning"):
+for library in ("cnnkit_audio", "cnnkit_medseg", "cnnkit_superres", "spandrel", "lightning"):
     pytest.importorskip(library)
 
 ROOT = Path(__file__).parents[1]
-READMES = ("README.md", "core/README.md", "plugins/medseg/README.md", "plugins/superres/README.md")
-SMALL = ["train.epochs=1", "data.steps_per_epoch=2", "data.batch_size=1", "data.workers=0", "train.tensorboard=false"]
+READMES = ("README.md", "core/README.md", *(f"plugins/{name}/README.md" for name in ("audio", "medseg", "superres")))
+SMALL = ["train.epochs=1", "train.tensorboard=false"]
+STEPS = ["data.steps_per_epoch=2", "data.batch_size=1", "data.workers=0"]
 SMALLER = {
-    "medseg": ["patch_size=[16,16,16]", "network.args={channels: [4, 8]}"],
-    "superres": ["network.args.channels=8", "train.optimizer.warmup_steps=0"],
+    "audio": [
+        "tagging.data.samples_per_epoch=32",
+        "train.optimizer.warmup_steps=0",
+        "network.name=audio/panns_cnn6",
+        "network.args={sample_rate: 8000, widths: [4, 6], pools: 2, window: 0.5}",
+    ],
+    "medseg": [*STEPS, "patch_size=[16,16,16]", "network.args={channels: [4, 8]}"],
+    "superres": [*STEPS, "network.args.channels=8", "train.optimizer.warmup_steps=0"],
 }
 """Settings that make a training of a test's size, for every plugin and for each."""
 
@@ -78,6 +85,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = task.model()
     save_checkpoint(work / "model.ckpt", model.state_dict(), header_for(task, model, get("medseg"), {}))
     make_pictures(work)
+    make_sounds(work)
     for name in ("configs", "apps"):
         shutil.copytree(ROOT / name, work / name)
     return work
@@ -98,6 +106,38 @@ def make_pictures(work: Path) -> None:
         Image.fromarray(waves.astype(np.uint8)).save(path)
     network = ESRGAN(num_filters=8, num_blocks=1)
     torch.save({"params_ema": network.state_dict()}, work / "RealESRGAN_x4plus.pth")
+
+
+def make_sounds(work: Path) -> None:
+    """Add the recordings, the data set and the checkpoints of the README of audio."""
+    import numpy as np
+    import torch
+    from cnnkit.checkpoint import save_checkpoint
+    from cnnkit.config import from_dict
+    from cnnkit.engine.fit import header_for
+    from cnnkit.plugin import get
+    from cnnkit_audio.sound import write_sound
+    from cnnkit_audio.synth.classes import make
+    from cnnkit_audio.task import Audio
+
+    from tests.contract.test_audio import SMALL as NETWORKS
+
+    rows = ["filename,fold,target,category,esc10,src_file,take"]
+    for fold in range(1, 6):
+        for target, label in enumerate(("siren", "rain")):
+            name = f"{fold}-{target}.wav"
+            write_sound(work / "ESC-50" / "audio" / name, make(label, np.random.default_rng((fold, target)), 0.8, 8000)[None], 8000)
+            rows.append(f"{name},{fold},{target},{label},True,{fold},A")
+    (work / "ESC-50" / "meta").mkdir()
+    (work / "ESC-50" / "meta" / "esc50.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    for index, name in enumerate(("recording", "recordings/one", "recordings/two", "session/S01_U01.CH1", "session/S01_U01.CH2")):
+        write_sound(work / f"{name}.wav", make("speech", np.random.default_rng(index), 1.5, 16000)[None], 16000)
+    files = {"speakers": "efficient_tdnn_small", "compressor": "micro_tcn_100_c", "codec": "esc_base", "array": "acs_asr"}
+    for file, network in files.items():
+        torch.manual_seed(0)
+        task = Audio(from_dict(Audio.Config, {"network": {"name": f"audio/{network}", "args": dict(NETWORKS[f"audio/{network}"].args)}}))
+        model = task.model()
+        save_checkpoint(work / f"{file}.ckpt", model.state_dict(), header_for(task, model, get("audio"), {}))
 
 
 def shrunk(words: list[str]) -> list[str]:

@@ -27,7 +27,7 @@ from cnnkit.plugin import get
 from cnnkit_audio import args
 from cnnkit_audio.frontends import LogMel
 from cnnkit_audio.synth.classes import FOLDS, Spoiling
-from cnnkit_audio.tagging.data import SyntheticSounds, WholeClips
+from cnnkit_audio.tagging.data import SyntheticSounds, whole_clips
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -90,7 +90,7 @@ def measure(loaded: Loaded) -> Figures:
         sounds = SyntheticSounds(labels, [fold], rate, spoiling=spoiling)
         metric = task.metric()
         with torch.no_grad():
-            for batch in WholeClips(sounds):
+            for batch in whole_clips(sounds):
                 metric.update(task.predict(loaded.model, batch), batch)
         clips = torch.from_numpy(np.stack([sounds.clip(index) for index in range(len(sounds))]))
         right = baseline.predict(mean_spectra(clips, front)) == sounds.targets.argmax(1)

@@ -220,6 +220,7 @@ PLUGIN = Plugin(
     task="cnnkit_audio.task:Audio",
     run="cnnkit_audio.args:Run",
     requires=("scipy", "soundfile", "torchaudio"),
+    checkpoint="weights/sounds.ckpt",
     models={
         f"audio/{name}": entry.variant(figures, summary=summary, **args)
         for entry, variants in NETWORKS

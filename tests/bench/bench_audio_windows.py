@@ -1,0 +1,110 @@
+"""Tagging ten minutes in overlapping windows: the task beside window by window at batch 1, and its memory.
+
+Windows of 10 s every 2.5 s, one thread, processor time; scores must agree. The plain way loads the whole file and makes a spectrogram for
+each window. That part is four times redundant (``bench_audio_frontends.py`` has it alone); the network is not, and bounds the whole. Then
+the peak of memory on ten and on thirty minutes, each in a process of its own. Exits with 1 if the task is not faster, or its memory grows.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+RATE, WINDOW, HOP = 32_000, 10.0, 2.5
+TARGET, GROWTH_MB = 1.0, 8.0
+NETWORK = {"name": "audio/panns_cnn6", "args": {"widths": [4, 8, 16, 32], "window": WINDOW}}
+"""A small network: the larger it is, the less its front end matters."""
+
+MEMORY = """
+import resource, sys
+sys.path.insert(0, {here!r})
+from bench_audio_windows import listen, task_and_model
+task, model = task_and_model()
+listen(task, model, {first!r})
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+listen(task, model, {file!r})
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+
+
+def write_noise(path: Path, minutes: float) -> Path:
+    """Write noise whose level changes, block by block."""
+    from cnnkit_audio.writing import SoundWriter
+
+    rng = np.random.default_rng(0)
+    with SoundWriter(path, RATE, 1) as out:
+        for second in range(round(60 * minutes)):
+            out.write(rng.standard_normal((1, RATE)).astype(np.float32) * 0.02 * (1 + second % 7))
+    return path
+
+
+def task_and_model():
+    """Return the task and its network, untrained."""
+    import torch
+    from cnnkit.config import from_dict
+    from cnnkit_audio.task import Audio
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    task = Audio(from_dict(Audio.Config, {"network": NETWORK}))
+    return task, task.model().eval()
+
+
+def listen(task, model, path):
+    """Return the scores of all windows, as ``cnnkit run`` computes them."""
+    import torch
+    from cnnkit_audio.args import Run
+
+    run = Run(inputs=(Path(path),), name="x", hop=HOP, picture=False)
+    (batch,) = task.read(run)
+    with torch.no_grad():
+        (tags,) = task.predict(model, batch)
+    return tags.scores
+
+
+def window_by_window(model, path):
+    """Return the same scores the plain way: the file as a whole, then a spectrogram and a network call for each window."""
+    import librosa
+    import torch
+
+    signal, _ = librosa.load(path, sr=RATE, mono=True)
+    length, hop, scores = round(WINDOW * RATE), round(HOP * RATE), []
+    with torch.no_grad():
+        for start in range(0, signal.size - length + 1, hop):
+            clip = torch.from_numpy(signal[start : start + length])[None, None]
+            scores.append(model(clip).softmax(1)[0].numpy())
+    return np.stack(scores)
+
+
+def main() -> int:
+    """Print the figures and return 1 if a target is missed."""
+    with tempfile.TemporaryDirectory() as folder:
+        short, ten, thirty = (write_noise(Path(folder) / f"{minutes}.wav", minutes) for minutes in (1, 10, 30))
+        task, model = task_and_model()
+        listen(task, model, short)
+        window_by_window(model, short)
+        times, results = {"task": [], "plain": []}, {}
+        for _ in range(2):
+            for name, run in (("task", lambda: listen(task, model, ten)), ("plain", lambda: window_by_window(model, ten))):
+                start = time.process_time()
+                results[name] = run()
+                times[name].append(time.process_time() - start)
+        np.testing.assert_allclose(results["task"], results["plain"], atol=1e-4)
+        ratio = min(times["plain"]) / min(times["task"])
+        seconds = {name: f"{min(values):.2f} s" for name, values in times.items()}
+        print(f"10 minutes, {len(results['task'])} windows: task {seconds['task']}, window by window {seconds['plain']}: {ratio:.2f}x")
+        here, peaks = str(Path(__file__).parent), {}
+        for file in (ten, thirty):
+            code = MEMORY.format(here=here, first=str(short), file=str(file))
+            peaks[file.stem] = float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+        print("peak of memory beyond that of one minute: " + ", ".join(f"{name} minutes {value:.1f} MB" for name, value in peaks.items()))
+        return int(ratio < TARGET or max(peaks.values()) > GROWTH_MB)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

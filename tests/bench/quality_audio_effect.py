@@ -1,0 +1,77 @@
+"""A small micro-TCN on a simulated compressor, beside the best static curve: the error to signal on drums and settings never heard.
+
+The static curve is fitted to each test recording itself, the mean output for each of 512 amplitudes, so that no waveshaper without memory
+can do better. The row of the paper asks for 10 dB over it. At 8 kHz, so that minutes of one core are enough.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+import numpy as np
+import torch
+from cnnkit.config import from_dict
+from cnnkit_audio.effect.data import SimulatedPairs
+from cnnkit_audio.effect.metrics import error_to_signal
+from cnnkit_audio.task import Audio
+
+RATE = 8000
+TARGET_DB = 10.0
+
+
+def best_static_curve(dry: np.ndarray, wet: np.ndarray, levels: int = 512) -> np.ndarray:
+    """Return what a waveshaper that knew the recording would make of it."""
+    places = np.clip(((dry + 1) / 2 * levels).astype(int), 0, levels - 1)
+    sums = np.bincount(places, wet, levels)
+    return (sums / np.maximum(np.bincount(places, minlength=levels), 1))[places]
+
+
+def main() -> int:
+    """Train, print the table, and return 1 if the target is missed."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--steps", type=int, default=900)
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    network = {"name": "audio/micro_tcn_100_c", "args": {"sample_rate": RATE, "channels": 16, "kernel": 7, "blocks": 4, "growth": 7}}
+    effect = {"samples": 4096, "batch_size": 8, "steps_per_epoch": options.steps, "fft_sizes": [256]}
+    task = Audio(from_dict(Audio.Config, {"network": network, "effect": effect}))
+    model = task.model()
+    optimizer = torch.optim.Adam(model.parameters(), lr=4e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=options.steps, pct_start=0.1)
+    loader = task.loader("train")
+    loader.set_epoch(0)
+    model.train()
+    for step, batch in enumerate(loader):
+        losses = task.losses(model, batch)
+        optimizer.zero_grad()
+        sum(losses.values()).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        if step % 100 == 0:
+            print(f"step {step}: " + ", ".join(f"{name} {loss.item():.4f}" for name, loss in losses.items()), file=sys.stderr, flush=True)
+    model.eval()
+    rows = []
+    pairs = SimulatedPairs("test", RATE, count=6)
+    from cnnkit_audio.effect.data import whole
+
+    for index in range(len(pairs)):
+        batch = whole(pairs, index)
+        with torch.no_grad():
+            (output,) = task.predict(model, batch)
+        static = best_static_curve(batch["dry"][0, 0].numpy(), batch["wet"][0, 0].numpy())
+        signals = (torch.from_numpy(output.signal)[None], torch.from_numpy(static)[None, None].float(), batch["dry"])
+        rows.append([10 * error_to_signal(signal, batch["wet"]).log10().item() for signal in signals])
+    ours, static_db, nothing = np.mean(rows, axis=0)
+    print("| error to signal on test drums | dB |\n|---|---|")
+    print(f"| micro-TCN ({sum(p.numel() for p in model.parameters())} parameters, {options.steps} steps) | {ours:.2f} |")
+    print(f"| best static curve for each recording | {static_db:.2f} |\n| nothing done | {nothing:.2f} |")
+    print(f"gain over the static curve: {static_db - ours:.2f} dB (target {TARGET_DB:.0f})")
+    return int(static_db - ours < TARGET_DB)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
