@@ -345,6 +345,7 @@ def _variant(
     if dagger:
         args["conv_patches"] = True
     if large != 224:
+        assert isinstance(figures.input_size, int)
         args |= {"img_size": figures.input_size, "scale": large / figures.input_size}
     return Variant(args, figures)
 
