@@ -69,4 +69,4 @@ def test_folders_that_cannot_be_written(tmp_path):
 
 
 def test_json_is_readable(tmp_path):
-    assert write_json(tmp_path / "a.json", {"ü": [1]}).read_text() == '{\n  "ü": [\n    1\n  ]\n}\n'
+    assert write_json(tmp_path / "a.json", {"ü": [1]}).read_text(encoding="utf-8") == '{\n  "ü": [\n    1\n  ]\n}\n'
