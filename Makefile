@@ -15,6 +15,8 @@ NO_LANE := tests/core/backbones tests/core/layers tests/contract/test_backbones.
 demo: .venv/.medseg
 	$(BIN)/cnnkit run medseg --example -o out/medseg
 
+# Seen once: a library of the test tools left the C locale switched, and later tests wrote text as ASCII.
+test: export PYTHONUTF8 := 1
 test: .venv/.all
 	$(BIN)/python -m pytest $(TESTS) -n 2 --dist worksteal --durations 8
 	$(BIN)/python tools/lanes.py --here -- -n 2 --dist worksteal -k "not TestModels" $(foreach path,$(NO_LANE),--ignore=$(CURDIR)/$(path))
