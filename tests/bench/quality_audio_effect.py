@@ -12,7 +12,7 @@ import sys
 import numpy as np
 import torch
 from cnnkit.config import from_dict
-from cnnkit_audio.effect.data import SimulatedPairs
+from cnnkit_audio.effect.data import SimulatedPairs, whole
 from cnnkit_audio.effect.metrics import error_to_signal
 from cnnkit_audio.task import Audio
 
@@ -56,8 +56,6 @@ def main() -> int:
     model.eval()
     rows = []
     pairs = SimulatedPairs("test", RATE, count=6)
-    from cnnkit_audio.effect.data import whole
-
     for index in range(len(pairs)):
         batch = whole(pairs, index)
         with torch.no_grad():

@@ -103,12 +103,6 @@ def test_wrong_rooms_are_refused() -> None:
         rooms.draw_array(np.random.default_rng(0), rooms.Room(ROOM, 0.2), 4, "spherical")
 
 
-def test_drawn_response_has_unit_energy_and_a_tail() -> None:
-    """For augmentation: loudness stays, length does not."""
-    response = rooms.draw_response(np.random.default_rng(0), 8000, max_order=6)
-    assert (response**2).sum() == pytest.approx(1) and response.ndim == 1 and len(response) > 800
-
-
 def test_words_have_their_pitches_and_times() -> None:
     """Zero crossings of each piece of a word count its pitch; the times of a sentence are where the sound is."""
     voice = Voice(pitch=1.1, tempo=0.2, overtone=0.0)

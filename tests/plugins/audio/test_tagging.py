@@ -214,7 +214,6 @@ def test_a_stream_is_one_input() -> None:
         Run(inputs=(Path("-"),), stream=True, raw="s16le,fast").raw_samples()
 
 
-@pytest.mark.skipif(not get("audio").checkpoint, reason="no built-in checkpoint")
 def test_the_example_is_heard(tmp_path: Path) -> None:
     """The built-in network names at least eight of the ten sounds of the scene."""
     import cnnkit

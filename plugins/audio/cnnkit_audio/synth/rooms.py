@@ -235,11 +235,3 @@ def draw_array(rng: Generator, room: Room, microphones: int, kind: str) -> np.nd
         flat = rng.uniform(0.04, 0.1) * np.stack((np.cos(turns), np.sin(turns)), -1)
     centre = room.place(rng, 1, margin=0.8)[0]
     return room.inside(centre + np.concatenate((flat, np.zeros((microphones, 1))), 1))
-
-
-def draw_response(rng: Generator, rate: int, *, rt60: tuple[float, float] = (0.15, 0.6), max_order: int | None = 12) -> np.ndarray:
-    """Draw the response ``(T,)`` of a random room between two random places, of unit energy: it makes a dry recording reverberate."""
-    room = Room.draw(rng, rt60=rt60)
-    source, microphone = room.place(rng, 2)
-    response = room.response(source, microphone[None], rate=rate, max_order=max_order)[0]
-    return response / np.sqrt((response**2).sum())
