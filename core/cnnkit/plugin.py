@@ -26,6 +26,7 @@ GROUP = "cnnkit.plugins"
 
 KNOWN = {
     "audio": "Hear what sounds when, tell speakers apart, code speech, model effects, recognise distant words.",
+    "equivariant": "Energies and forces of atoms, and classes of fields on spheres, at any scale, on meshes and in hyperbolic space.",
     "medseg": "Segment organs, tissues and lesions in CT and MR volumes.",
     "superres": "Enlarge pictures and videos by two, three or four, in seamless tiles.",
 }

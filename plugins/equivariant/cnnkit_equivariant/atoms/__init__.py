@@ -1,0 +1,1 @@
+"""The atoms job: structures in, energies, forces and stresses out."""

@@ -1,0 +1,1 @@
+"""The classification job: what a field, a picture or an outline shows, however it is turned or scaled."""

@@ -1,0 +1,1 @@
+"""Networks, one paper to a file."""

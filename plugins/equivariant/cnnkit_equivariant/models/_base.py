@@ -1,0 +1,184 @@
+"""What the networks of the plugin have in common: the job, and for potentials how energies become forces and stresses."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar, NamedTuple
+
+import torch
+from cnnkit.errors import ConfigError, InputError
+from cnnkit.weights import Layout
+from torch import Tensor, nn
+from torch_geometric.data import Data
+
+MOST_ELEMENTS = 119
+"""Atomic numbers are below this."""
+
+
+class GeometricModel(nn.Module, ABC):
+    """A network that knows a symmetry.
+
+    Class attributes:
+        job: What it is for, which picks the task: ``"atoms"`` or ``"classification"``.
+    """
+
+    job: ClassVar[str]
+    layouts: ClassVar[tuple[Layout, ...]] = ()
+
+
+class Classifier(GeometricModel):
+    """A network that says what a field shows.
+
+    Class attributes:
+        domain: What it takes, which picks how the data set is presented: ``"picture"`` (B, C, H, W), ``"sphere"`` fields on an
+            equiangular grid (B, C, H, W), or ``"outline"`` contours of a drawing as line segments.
+
+    Args:
+        num_classes: What it tells apart.
+        in_chans: Channels of the input.
+    """
+
+    job = "classification"
+    domain: ClassVar[str] = "picture"
+
+    def __init__(self, *, num_classes: int, in_chans: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.in_chans = in_chans
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits ``(B, num_classes)``."""
+
+
+class AtomicOutput(NamedTuple):
+    """What a network says of every atom, before scale and references.
+
+    Args:
+        energy: ``(N,)``, in units of the potential's ``scale``.
+        forces: ``(N, 3)`` of networks with direct forces, in units of ``scale`` per A; else ``None``.
+    """
+
+    energy: Tensor
+    forces: Tensor | None = None
+
+
+class Potential(GeometricModel):
+    """A network for energies and forces of atoms.
+
+    The energy of a structure is ``sum_i (reference[element_i] + scale * e_i)``; forces are its negative gradient, and the stress its
+    derivative by a strain over the volume. References and scale are buffers: fitted to the training data, they travel with the weights.
+
+    Args:
+        elements: Symbols that it knows, in the order of their embedding.
+        cutoff: Distance up to which atoms see each other, in A.
+        direct: Whether it predicts forces by themselves; they cost no backward pass, and are not the gradient of an energy.
+
+    Shapes:
+        graph: A batch of torch-geometric with ``pos (N, 3)``, ``z (N,)`` atomic numbers, ``edge_index (2, E)`` from neighbour ``j`` to
+            centre ``i``, ``shifts (E, 3)`` whole cells by which ``j`` is moved, ``cell (G, 3, 3)`` with rows as vectors, ``pbc (G, 3)``
+            and ``batch (N,)``.
+    """
+
+    job = "atoms"
+
+    element_index: Tensor
+    references: Tensor
+    scale: Tensor
+
+    def __init__(self, *, elements: Sequence[str], cutoff: float, direct: bool = False) -> None:
+        super().__init__()
+        from ase.data import atomic_numbers
+
+        unknown = [symbol for symbol in elements if symbol not in atomic_numbers or symbol == "X"]
+        if unknown or not elements or len(set(elements)) != len(elements):
+            raise ConfigError(f"elements={list(elements)} must be different chemical symbols, for example [Cu, O]")
+        if not cutoff > 0:
+            raise ConfigError(f"cutoff={cutoff} is no distance; accepted: more than 0 A")
+        self.elements, self.cutoff, self.direct = tuple(elements), float(cutoff), direct
+        index = torch.full((MOST_ELEMENTS,), -1)
+        index[[atomic_numbers[symbol] for symbol in elements]] = torch.arange(len(elements))
+        self.register_buffer("element_index", index, persistent=False)
+        self.register_buffer("references", torch.zeros(len(elements), dtype=torch.float64))
+        self.register_buffer("scale", torch.ones((), dtype=torch.float64))
+
+    @abstractmethod
+    def atomwise(self, species: Tensor, vectors: Tensor, edge_index: Tensor) -> AtomicOutput:
+        """Return what is said of every atom.
+
+        Args:
+            species: Index into :attr:`elements`, ``(N,)``.
+            vectors: From the centre ``edge_index[1]`` to the neighbour ``edge_index[0]``, in A, ``(E, 3)``.
+            edge_index: ``(2, E)``.
+        """
+
+    def species(self, numbers: Tensor) -> Tensor:
+        """Return the indices of atomic numbers ``(N,)``.
+
+        Raises:
+            InputError: If an element is not known.
+        """
+        found = self.element_index[numbers.clamp(0, MOST_ELEMENTS - 1)]
+        if bool((found < 0).any()):
+            from ase.data import chemical_symbols
+
+            strange = sorted({chemical_symbols[int(z)] if 0 <= z < MOST_ELEMENTS else str(int(z)) for z in numbers[found < 0]})
+            raise InputError(
+                f"{', '.join(strange)}: not among the elements that the network was trained on ({', '.join(self.elements)}); "
+                "train on structures that hold them: cnnkit train equivariant"
+            )
+        return found
+
+    def forward(self, graph: Data, *, forces: bool = True, stress: bool = False) -> dict[str, Tensor]:
+        """Return ``energy (G,)`` in eV (float64), and if asked for ``forces (N, 3)`` in eV/A and ``stress (G, 3, 3)`` in eV/A^3.
+
+        The stress of a structure without a volume is zero. In training the results can be differentiated again.
+        """
+        follow = (forces and not self.direct) or stress
+        graphs = int(graph.num_graphs) if graph.batch is not None else 1
+        batch = graph.batch if graph.batch is not None else torch.zeros_like(graph.z)
+        with torch.enable_grad() if follow else torch.autograd.set_grad_enabled(torch.is_grad_enabled()):
+            positions, cell = graph.pos, graph.cell.view(graphs, 3, 3).to(graph.pos.dtype)
+            strain = torch.zeros_like(cell)
+            if follow:
+                positions = positions.detach().requires_grad_()
+                strain.requires_grad_()
+            vectors = edge_vectors(positions, cell, strain, graph.edge_index, graph.shifts, batch)
+            species = self.species(graph.z)
+            found = self.atomwise(species, vectors, graph.edge_index)
+            atomic = self.references[species] + self.scale * found.energy.double()
+            energy = torch.zeros(graphs, dtype=torch.float64, device=atomic.device).index_add(0, batch, atomic)
+        result = {"energy": energy}
+        if found.forces is not None and forces:
+            result["forces"] = self.scale.to(found.forces.dtype) * found.forces
+        if follow:
+            result |= self._derivatives(energy, positions, strain, cell, forces=forces and not self.direct, stress=stress)
+        if not (self.training and torch.is_grad_enabled()):
+            result = {name: value.detach() for name, value in result.items()} if follow and not torch.is_grad_enabled() else result
+        return result
+
+    def _derivatives(
+        self, energy: Tensor, positions: Tensor, strain: Tensor, cell: Tensor, *, forces: bool, stress: bool
+    ) -> dict[str, Tensor]:
+        wanted = [positions] * forces + [strain] * stress
+        slopes = torch.autograd.grad(
+            energy.sum(), wanted, create_graph=self.training and torch.is_grad_enabled(), allow_unused=True, materialize_grads=True
+        )
+        result = {}
+        if forces:
+            result["forces"] = -slopes[0]
+        if stress:
+            volume = torch.linalg.det(cell).abs()
+            periodic = (volume > 0)[:, None, None]
+            both = 0.5 * (slopes[-1] + slopes[-1].mT)
+            result["stress"] = torch.where(periodic, both / torch.where(periodic, volume[:, None, None], 1.0), 0.0)
+        return result
+
+
+def edge_vectors(positions: Tensor, cell: Tensor, strain: Tensor, edge_index: Tensor, shifts: Tensor, batch: Tensor) -> Tensor:
+    """Return the vectors ``(E, 3)`` from centre to neighbour of structures that a strain ``(G, 3, 3)`` deforms."""
+    source, target = edge_index
+    offsets = torch.einsum("ec,ecd->ed", shifts.to(cell.dtype), cell[batch[target]])
+    vectors = positions[source] - positions[target] + offsets
+    return vectors + torch.einsum("ec,ecd->ed", vectors, strain[batch[target]])

@@ -1,0 +1,1 @@
+"""Fields on the sphere: grids, meshes, and their harmonic transforms."""
