@@ -136,7 +136,7 @@ class Potential(GeometricModel):
         The stress of a structure without a volume is zero. In training the results can be differentiated again.
         """
         follow = (forces and not self.direct) or stress
-        graphs = int(graph.num_graphs) if graph.batch is not None else 1
+        graphs = graph.cell.numel() // 9
         batch = graph.batch if graph.batch is not None else torch.zeros_like(graph.z)
         with torch.enable_grad() if follow else torch.autograd.set_grad_enabled(torch.is_grad_enabled()):
             positions, cell = graph.pos, graph.cell.view(graphs, 3, 3).to(graph.pos.dtype)
