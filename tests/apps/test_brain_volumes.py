@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import base64
 import csv
-import importlib.util
 import io
 import re
 import statistics
 import subprocess
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 
 import nibabel as nib
@@ -23,17 +21,6 @@ from PIL import Image
 SCRIPT = Path(__file__).parents[2] / "apps" / "radiology" / "brain_volumes.py"
 SIZE = (64, 64, 64)
 STRANGE = "sub-03 <b>&'\""
-VOID = {"meta", "img"}
-
-
-@pytest.fixture(scope="module")
-def app():
-    spec = importlib.util.spec_from_file_location("brain_volumes", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["brain_volumes"] = module  # Where dataclasses look up their annotations.
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["brain_volumes"]
 
 
 @pytest.fixture(scope="module")
@@ -71,35 +58,6 @@ def rows_of(output):
     return list(csv.DictReader(io.StringIO((output / "brain_volumes.csv").read_text(encoding="utf-8"))))
 
 
-class Page(HTMLParser):
-    """Checks that every tag is closed by its own, and collects what the tests ask about."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.open, self.tags, self.text, self.ids = [], [], [], []
-        self.feed(text)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        self.ids += [value for name, value in attrs if name == "id"]
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text.append(data)
-
-    def all(self, tag):
-        return [attrs for found, attrs in self.tags if found == tag]
-
-
 def test_volumes_are_those_of_the_label_maps(output):
     rows = rows_of(output)
     assert [row["scan"] for row in rows] == ["sub-01", "sub-02", STRANGE]
@@ -125,9 +83,9 @@ def test_z_scores_follow_their_definition(output):
         assert {row["flagged"] for row in rows} == {""}
 
 
-def test_page_is_whole_and_needs_nothing_else(output):
+def test_page_is_whole_and_needs_nothing_else(output, read_page):
     text = (output / "brain_volumes.html").read_text(encoding="utf-8")
-    page = Page(text)
+    page = read_page(text)
     assert "script" not in dict(page.tags) and "link" not in dict(page.tags)
     assert not re.search(r"https?://|url\(|@import", text)
     assert len(set(page.ids)) == len(page.ids)
@@ -145,8 +103,8 @@ def test_page_is_whole_and_needs_nothing_else(output):
     assert digest in words and "cnnkit-medseg" in words
 
 
-def test_page_shows_the_overlays(output):
-    page = Page((output / "brain_volumes.html").read_text(encoding="utf-8"))
+def test_page_shows_the_overlays(output, read_page):
+    page = read_page((output / "brain_volumes.html").read_text(encoding="utf-8"))
     pictures = page.all("img")
     assert len(pictures) == 3
     for row, attrs in zip(rows_of(output), pictures, strict=True):
@@ -159,7 +117,7 @@ def test_page_shows_the_overlays(output):
         assert row["scan"] in attrs["alt"] and f"{float(row['grey_matter_ml']):.1f} ml" in attrs["alt"]
 
 
-def test_second_run_redoes_nothing(app, scans, output, monkeypatch):
+def test_second_run_redoes_nothing(app, scans, output, monkeypatch, read_page):
     maps = sorted((output / "segmentations").glob("*.nii.gz"))
     before = {path: path.stat().st_mtime_ns for path in maps}
     table = (output / "brain_volumes.csv").read_text(encoding="utf-8")
@@ -175,7 +133,7 @@ def test_second_run_redoes_nothing(app, scans, output, monkeypatch):
     assert [item.status for item in reports[0].items] == ["resumed", "resumed", "resumed", "error"]
     assert {path: path.stat().st_mtime_ns for path in maps} == before and len(before) == 3
     assert (output / "brain_volumes.csv").read_text(encoding="utf-8") == table
-    assert len(Page((output / "brain_volumes.html").read_text(encoding="utf-8")).all("img")) == 3
+    assert len(read_page((output / "brain_volumes.html").read_text(encoding="utf-8")).all("img")) == 3
     assert not list(output.glob(".*.part"))
 
 
@@ -193,24 +151,24 @@ def test_a_scan_that_stands_out_is_flagged_from_six_on(app):
     assert few.z(1e6) == pytest.approx(4 / 5**0.5)  # The most that one of five can reach.
 
 
-def test_flagged_scan_is_marked_in_csv_and_plot(app):
+def test_flagged_scan_is_marked_in_csv_and_plot(app, read_page):
     scans = [scan(app, value, name=f"s{index}") for index, value in enumerate([100.0, 101, 102, 99, 98, 100, 180])]
     spreads = {name: app.Spread.of(scans, name) for name in app.MEASURES}
     rows = list(csv.DictReader(io.StringIO(app.table(scans, spreads))))
     assert [row["flagged"] for row in rows] == [""] * 6 + ["grey_matter_ml grey_white_ratio"]
     assert {row["white_matter_ml_z"] for row in rows} == {""}  # No spread, no z-score.
-    plot = Page(app._plot(scans, "grey_matter_ml", spreads["grey_matter_ml"]))
+    plot = read_page(app._plot(scans, "grey_matter_ml", spreads["grey_matter_ml"]))
     assert [attrs["class"] for attrs in plot.all("circle")] == ["dot"] * 6 + ["dot far"]
     assert len(plot.all("rect")) == 1
     assert '<tr class="flagged">' in app._rows(scans, spreads)
 
 
-def test_a_tissue_that_is_absent_leaves_gaps(app):
+def test_a_tissue_that_is_absent_leaves_gaps(app, read_page):
     scans = [scan(app, 100.0, white=0.0), scan(app, 90.0)]
     spreads = {name: app.Spread.of(scans, name) for name in app.MEASURES}
     rows = list(csv.DictReader(io.StringIO(app.table(scans, spreads))))
     assert [row["grey_white_ratio"] for row in rows] == ["", "0.9000"] and rows[0]["grey_matter_mean"] == ""
-    Page(app._cohort(scans, spreads) + app._rows(scans, spreads))
+    read_page(app._cohort(scans, spreads) + app._rows(scans, spreads))
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (112.3, 148.9), (0.4, 1.7), (-3, 900), (5.0, 5.001)])
@@ -228,10 +186,10 @@ def test_checkpoint_without_the_tissues_is_refused(app, tmp_path, monkeypatch):
         app.measure(app.Settings(scans=(tmp_path,), output=tmp_path, checkpoint=tmp_path / "liver.ckpt"))
 
 
-def test_no_scan_at_all_still_makes_a_page(app, tmp_path):
+def test_no_scan_at_all_still_makes_a_page(app, tmp_path, read_page):
     settings = app.Settings(scans=(tmp_path / "nowhere.nii.gz",), output=tmp_path / "out", device="cpu", progress=False)
     assert app.measure(settings) == 1
-    page = Page((tmp_path / "out" / "brain_volumes.html").read_text(encoding="utf-8"))
+    page = read_page((tmp_path / "out" / "brain_volumes.html").read_text(encoding="utf-8"))
     assert "nowhere" in "".join(page.text) and not page.all("img")
     assert rows_of(tmp_path / "out") == []
 

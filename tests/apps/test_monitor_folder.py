@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import os
 import subprocess
 import sys
 from datetime import date, datetime
-from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -26,17 +24,6 @@ from cnnkit_audio.synth.classes import make
 SCRIPT = Path(__file__).parents[2] / "apps" / "acoustics" / "monitor_folder.py"
 STRANGE = "a <b>&'\" 100% #1"
 RATE = 8000
-VOID = {"meta", "img", "br"}
-
-
-@pytest.fixture(scope="module")
-def app():
-    spec = importlib.util.spec_from_file_location("monitor_folder", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["monitor_folder"] = module  # Where dataclasses look up their annotations.
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["monitor_folder"]
 
 
 @pytest.fixture(scope="module")
@@ -80,33 +67,9 @@ def output(recordings, checkpoint, tmp_path_factory):
     return folder
 
 
-class Page(HTMLParser):
-    """Checks that every tag is closed by its own, and collects what the tests ask about."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.open, self.tags, self.text = [], [], []
-        self.feed(text)
-        assert self.open == []
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text.append(data)
-
-
-def test_the_page_of_a_day(output):
+def test_the_page_of_a_day(output, read_page):
     """Rows for labels over 24 hours, a picture for each recording by a link that leads there, and what failed."""
-    page = Page((output / "2026-05-01.html").read_text(encoding="utf-8"))
+    page = read_page((output / "2026-05-01.html").read_text(encoding="utf-8"))
     text = " ".join(page.text)
     assert "Friday, 2026-05-01" in text and "broken" in text and STRANGE in text and "04:30:00" in text
     pictures = [attrs["src"] for tag, attrs in page.tags if tag == "img"]
@@ -117,7 +80,7 @@ def test_the_page_of_a_day(output):
     assert any(abs(float(bar["x"]) - expected) < 0.2 for bar in bars)
 
 
-def test_events_have_their_time_of_day(output):
+def test_events_have_their_time_of_day(output, read_page):
     """A recording over midnight is listed on the day on which it begins, and its events on the day on which they are heard."""
     rows = list(csv.DictReader((output / "events.csv").read_text(encoding="utf-8").splitlines()))
     starts = [datetime.fromisoformat(row["Start"]) for row in rows]
@@ -125,7 +88,7 @@ def test_events_have_their_time_of_day(output):
     assert {row["Recording"] for row in rows} >= {"20260501_235958", "20260502_120000"}
     late = [start for start, row in zip(starts, rows, strict=True) if row["Recording"] == "20260501_235958"]
     assert min(late) == datetime(2026, 5, 1, 23, 59, 58)
-    text = " ".join(Page((output / "2026-05-02.html").read_text(encoding="utf-8")).text)
+    text = " ".join(read_page((output / "2026-05-02.html").read_text(encoding="utf-8")).text)
     assert "12:00:00" in text
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import subprocess
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import unquote
@@ -22,19 +20,14 @@ from PIL import Image
 SCRIPT = Path(__file__).parents[2] / "apps" / "photo" / "upscale_folder.py"
 STRANGE = "a <b>&'\" 100% #1"
 SIZES = {"clear": (12, 10), "deep": (9, 16), STRANGE: (20, 14)}
-VOID = {"meta", "img", "input", "br"}
 
 
-@pytest.fixture(scope="module")
-def app():
-    spec = importlib.util.spec_from_file_location("upscale_folder", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["upscale_folder"] = module  # Where dataclasses look up their annotations.
-    spec.loader.exec_module(module)
+@pytest.fixture(scope="module", autouse=True)
+def pixels():
+    """The application lifts the limit of pixels for its whole process."""
     limit = Image.MAX_IMAGE_PIXELS
-    yield module
+    yield
     Image.MAX_IMAGE_PIXELS = limit
-    del sys.modules["upscale_folder"]
 
 
 @pytest.fixture(scope="module")
@@ -75,34 +68,9 @@ def output(photos, checkpoint, tmp_path_factory):
     return folder
 
 
-class Page(HTMLParser):
-    """Checks that every tag is closed by its own, and collects what the tests ask about."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.open, self.tags, self.text = [], [], []
-        self.feed(text)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text.append(data)
-
-    def all(self, tag):
-        return [attrs for found, attrs in self.tags if found == tag]
-
-
 @pytest.fixture(scope="module")
-def page(output):
-    return Page((output / "gallery.html").read_text(encoding="utf-8"))
+def page(output, read_page):
+    return read_page((output / "gallery.html").read_text(encoding="utf-8"))
 
 
 def test_page_is_whole_and_needs_nothing_else(output, page):
@@ -221,7 +189,7 @@ def test_float_pictures_are_shown_under_one_white(app):
     assert app.flattened(dark, 4.0).getpixel((0, 0)) == (32, 32, 32)
 
 
-def test_what_has_no_preview_is_linked(app, photos, checkpoint, tmp_path, capsys, monkeypatch):
+def test_what_has_no_preview_is_linked(app, photos, checkpoint, tmp_path, capsys, monkeypatch, read_page):
     """A film, or colours in floating point: cnnkit writes them, and Pillow shows none."""
 
     def refuse(item, folder):
@@ -230,15 +198,15 @@ def test_what_has_no_preview_is_linked(app, photos, checkpoint, tmp_path, capsys
     monkeypatch.setattr(app, "preview", refuse)
     settings = app.Settings((photos / "clear.png",), tmp_path, checkpoint=checkpoint, device="cpu", progress=False)
     assert app.enlarge(settings) == 0
-    page = Page((tmp_path / "gallery.html").read_text(encoding="utf-8"))
+    page = read_page((tmp_path / "gallery.html").read_text(encoding="utf-8"))
     assert "1 enlarged picture" in page.text and not page.all("img")
     assert [attrs["href"] for attrs in page.all("a")] == ["enlarged/clear_x2.png"] and "no preview" in capsys.readouterr().err
 
 
-def test_no_picture_at_all_still_makes_a_page(app, checkpoint, tmp_path):
+def test_no_picture_at_all_still_makes_a_page(app, checkpoint, tmp_path, read_page):
     settings = app.Settings((tmp_path / "nowhere.png",), tmp_path / "out", checkpoint=checkpoint, device="cpu", progress=False)
     assert app.enlarge(settings) == 1
-    page = Page((tmp_path / "out" / "gallery.html").read_text(encoding="utf-8"))
+    page = read_page((tmp_path / "out" / "gallery.html").read_text(encoding="utf-8"))
     assert "nowhere" in "".join(page.text) and not page.all("img")
 
 
