@@ -48,7 +48,7 @@ def ring_weights(rings: int, *, poles: bool = True) -> Array:
     """
     angles, spans = ring_angles(rings, poles=poles), rings - 1 if poles else rings
     orders = np.arange(1, spans // 2 + 1)
-    factors = np.where(poles & (2 * orders == spans), 1.0, 2.0) / (4.0 * orders**2 - 1)
+    factors = np.where(2 * orders == spans, 1.0 if poles else 2.0, 2.0) / (4.0 * orders**2 - 1)
     weights = 2 / spans * (1 - np.cos(2 * angles[:, None] * orders) @ factors)
     if poles:
         weights[[0, -1]] /= 2
@@ -80,8 +80,8 @@ def wigner_d(lmax: int, beta: Array, first: NDArray[np.int64], second: NDArray[n
             shift = m * n / (j * degree) if j else 0.0
             with np.errstate(divide="ignore", invalid="ignore"):
                 step = degree / norm * ((2 * j + 1) * (cosine - shift) * found[j] - past)
-            found[degree] = np.where((degree > start)[:, None], step, 0.0)
-        found[degree] = np.where((degree == start)[:, None], lowest, found[degree])
+            found[degree][degree > start] = step[degree > start]
+        found[degree][degree == start] = lowest[degree == start]
     return found
 
 
@@ -94,7 +94,8 @@ def _lowest(first: NDArray[np.int64], second: NDArray[np.int64], start: NDArray[
     log = 0.5 * np.array(
         [math.lgamma(2 * j + 1) - math.lgamma(a + 1) - math.lgamma(b + 1) for j, a, b in zip(start, up, down, strict=True)]
     )
-    sign = np.where((large >= 0) ^ swap, (-1.0) ** down, 1.0)  # Swapping the orders gives (-1)^(first - second), which is (-1)^down.
+    # Swapping the orders gives (-1)^(first - second), which is (-1)^down.
+    sign = np.where(np.logical_xor(large >= 0, swap), (-1.0) ** down, 1.0)
     half = beta / 2
     return sign[:, None] * np.exp(log)[:, None] * np.cos(half) ** up[:, None] * np.sin(half) ** down[:, None]
 
@@ -111,10 +112,10 @@ def _legendre(lmax: int, rings: int, spin: int, poles: bool) -> Array:
 
 
 class SphereTransform(nn.Module):
-    """The transform of one grid up to one degree, and its inverse. Its tables follow the module to other devices and dtypes at full precision.
+    """The transform of one grid up to one degree, and its inverse.
 
-    Functions of degree at most ``lmax`` come back exactly. Coefficients are padded to a rectangle: orders ``m = -lmax..lmax`` are at
-    ``lmax + m``, and those with ``|m| > l`` are zero.
+    Functions of degree at most ``lmax`` come back exactly; the tables follow the module to other dtypes at full precision. Coefficients
+    are padded to a rectangle: orders ``m = -lmax..lmax`` are at ``lmax + m``, and those with ``|m| > l`` are zero.
 
     Args:
         lmax: Highest degree.
@@ -163,31 +164,35 @@ class SphereTransform(nn.Module):
             self._fill()  # A table that was rounded to float32 would stay rounded in float64.
         return self
 
-    def analyse(self, x: Tensor) -> Tensor:
+    def analyse(self, x: Tensor, lmax: int | None = None) -> Tensor:
         """Return the coefficients ``(S, M, L, ...)`` of functions ``(S, W, H, ...)``, complex, or real for spin 0 alone.
 
         Longitude first and channels last is the layout in which both products read and write memory in order.
-        """
-        shape = x.shape[3:]
-        if not x.is_complex():
-            return self._analyse_real(x)
-        rows = torch.complex(self.waves[0], -self.waves[1]) @ x.reshape(len(self.spins), self.longitudes, -1)
-        columns = torch.view_as_real(rows.view(len(self.spins), 2 * self.lmax + 1, self.rings, -1)).flatten(-2)
-        return torch.view_as_complex((self.analysis @ columns).unflatten(-1, (-1, 2))).unflatten(-1, shape)
 
-    def _analyse_real(self, x: Tensor) -> Tensor:
+        Args:
+            x: The functions.
+            lmax: Leave out higher degrees; none of them is computed.
+        """
+        lmax = self.lmax if lmax is None else lmax
+        if not x.is_complex():
+            return self._analyse_real(x, lmax)
+        orders = slice(self.lmax - lmax, self.lmax + lmax + 1)
+        waves, table = self.waves[:, orders], self.analysis[:, orders, : lmax + 1]
+        rows = torch.complex(waves[0], -waves[1]) @ x.reshape(len(self.spins), self.longitudes, -1)
+        columns = torch.view_as_real(rows.view(len(self.spins), 2 * lmax + 1, self.rings, -1)).flatten(-2)
+        return torch.view_as_complex((table @ columns).unflatten(-1, (-1, 2))).unflatten(-1, x.shape[3:])
+
+    def _analyse_real(self, x: Tensor, lmax: int) -> Tensor:
         """Orders below zero of a real function follow from those above: ``c_{l,-m} = (-1)^m conj(c_lm)``."""
         if any(self.spins):
             raise ConfigError(f"a real function has spin 0, not {self.spins}; accepted: a complex tensor")
-        shape, positive = x.shape[3:], self.waves[:, self.lmax :]
-        flat = x.reshape(1, self.longitudes, -1)
-        rows = torch.cat([positive[0], -positive[1]]) @ flat
-        parts = rows.view(2, self.lmax + 1, self.rings, -1)
-        real, imaginary = self.analysis[0, self.lmax :] @ parts
+        orders = slice(self.lmax, self.lmax + lmax + 1)
+        rows = torch.cat([self.waves[0, orders], -self.waves[1, orders]]) @ x.reshape(self.longitudes, -1)
+        real, imaginary = self.analysis[0, orders, : lmax + 1] @ rows.view(2, lmax + 1, self.rings, -1)
         half = torch.complex(real, imaginary)
-        signs = 1.0 - 2.0 * (torch.arange(self.lmax, 0, -1, device=x.device) % 2)
+        signs = 1.0 - 2.0 * (torch.arange(lmax, 0, -1, device=x.device) % 2)
         below = signs.to(real.dtype)[:, None, None] * half[1:].flip(0).conj()
-        return torch.cat([below, half])[None].unflatten(-1, shape)
+        return torch.cat([below, half])[None].unflatten(-1, x.shape[3:])
 
     def synthesise(self, coefficients: Tensor) -> Tensor:
         """Return the functions ``(S, W, H, ...)`` of coefficients ``(S, M, L, ...)``, complex."""
@@ -233,7 +238,7 @@ def harmonics(lmax: int, directions: Array, *, spin: int = 0) -> NDArray[np.comp
 
 
 def rotation_matrices(lmax: int, rotation: Array) -> NDArray[np.complex128]:
-    """Return Wigner's ``D^l_mn`` of a rotation matrix ``(3, 3)``, ``(lmax + 1, 2 lmax + 1, 2 lmax + 1)``, zero where an order is too large."""
+    """Return Wigner's ``D^l_mn`` of a rotation ``(3, 3)``: ``(lmax + 1, 2 lmax + 1, 2 lmax + 1)``, padded with zeros."""
     beta = math.atan2(math.hypot(rotation[0, 2], rotation[1, 2]), rotation[2, 2])
     if math.hypot(rotation[0, 2], rotation[1, 2]) > 1e-12:
         alpha, gamma = math.atan2(rotation[1, 2], rotation[0, 2]), math.atan2(rotation[2, 1], -rotation[2, 0])
@@ -246,7 +251,12 @@ def rotation_matrices(lmax: int, rotation: Array) -> NDArray[np.complex128]:
 
 
 def rotate(coefficients: Tensor, rotation: Array) -> Tensor:
-    """Return the coefficients ``(..., lmax + 1, 2 lmax + 1)`` of the function that a rotation ``(3, 3)`` has moved: ``f(R^-1 x)``, any spin."""
+    """Return the coefficients of ``f(R^-1 x)``, the function of any spin that a rotation ``R`` has moved.
+
+    Args:
+        coefficients: ``(..., lmax + 1, 2 lmax + 1)``, complex.
+        rotation: ``R``, ``(3, 3)``.
+    """
     matrices = rotation_matrices(coefficients.shape[-2] - 1, rotation)
     turned = torch.as_tensor(matrices, dtype=coefficients.dtype, device=coefficients.device)
     return torch.einsum("lmn,...ln->...lm", turned, coefficients)
