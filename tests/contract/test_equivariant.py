@@ -12,7 +12,11 @@ pytest.importorskip("cnnkit_equivariant")
 from cnnkit_equivariant.models._base import Potential
 from torch_geometric.data import Data
 
-SMALL: dict[str, SmallModel] = {}
+SMALL: dict[str, SmallModel] = {
+    "equivariant/spherical_cnn": SmallModel(args={"widths": (4, 4, 6), "bandwidths": (8, 8, 4), "knots": (4, 4, 3)}, sizes={2: (16, 18)}),
+    "equivariant/spherical_cnn_zonal": SmallModel(args={"widths": (4, 6), "bandwidths": (8, 4), "knots": (4, 3)}, sizes={2: (16, 16)}),
+    "equivariant/spherical_cnn_spin": SmallModel(args={"widths": (4, 6), "bandwidths": (8, 4), "knots": (4, 3)}, sizes={2: (16, 16)}),
+}
 """The small form of each network of the manifest."""
 
 
