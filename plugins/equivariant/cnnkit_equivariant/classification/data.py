@@ -29,8 +29,7 @@ DOMAINS = {
     "outline": "cnnkit_equivariant.classification.outlines",
 }
 """The module of each domain. ``present(pictures (B, C, h, w) in [0, 1], size, *, turns, rng)`` makes a batch of what the network takes, and
-``read_field(array (C, H, W), size)`` one sample of a file, without the axis of the batch. A domain whose files are not pictures has
-``turn_field(field, turns, rng)`` too."""
+``read_field(array (C, H, W), size)`` one sample of a file, without the axis of the batch; on the sphere, files are fields on its grid."""
 
 DIGITS = tuple("0123456789")
 SPLITS = ("train", "val", "test")
@@ -116,8 +115,7 @@ class Files(Samples):
         """Return a file as the domain presents it."""
         array = read_array(self._paths[index], self._channels)
         if self.domain == "sphere":
-            field = read_field(self.domain, array, size)
-            return field if turns == "none" else resolve(f"{DOMAINS[self.domain]}:turn_field")(field, turns, rng)
+            return read_field(self.domain, array, size)
         return present(self.domain, torch.from_numpy(array)[None], size, turns=turns, rng=rng)[0]
 
 
@@ -187,11 +185,13 @@ def read_samples(cfg: ClassificationConfig, split: str, domain: str) -> Samples 
     """Return the samples of a split, or ``None`` if the folder has none.
 
     Raises:
-        ConfigError: If the data set is unknown, or has other classes than ``cfg.labels``.
+        ConfigError: If the data set is unknown, has other classes than ``cfg.labels``, or cannot be turned.
     """
     labels = read_labels(cfg)
     if cfg.data == "digits":
         return Digits(split, domain)
+    if domain == "sphere" and (cfg.train_turns, cfg.test_turns) != ("none", "none"):
+        raise ConfigError("fields of files lie on the sphere as they are; set classification.train_turns and test_turns to none")
     root = Path(cfg.data)
     divided = (root / "train").is_dir()
     place = root / split if divided else root
