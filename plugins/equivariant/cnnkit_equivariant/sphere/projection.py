@@ -52,15 +52,15 @@ def turn(turns: Turns, count: int, rng: np.random.Generator) -> NDArray[np.float
 
 
 @lru_cache(maxsize=8)
-def _filter(rings: int, longitudes: int, size: int, poles: bool) -> tuple[SphereTransform, SphereTransform]:
+def _filter(rings: int, longitudes: int, size: int, poles: bool, dtype: torch.dtype) -> tuple[SphereTransform, SphereTransform]:
     """Return the transforms of a grid and of the square grid that keep the degrees that both hold."""
     lmax = (min(rings, longitudes, size) - 1) // 2
-    return SphereTransform(lmax, rings=rings, longitudes=longitudes, spins=(0,), poles=poles), SphereTransform(lmax, rings=size, spins=(0,))
+    source = SphereTransform(lmax, rings=rings, longitudes=longitudes, spins=(0,), poles=poles)
+    return source.to(dtype), SphereTransform(lmax, rings=size, spins=(0,)).to(dtype)
 
 
 def _resample(fields: Tensor, size: int, *, poles: bool = True) -> Tensor:
-    source, target = _filter(*fields.shape[-2:], size, poles)
-    source, target = source.to(fields), target.to(fields)
+    source, target = _filter(*fields.shape[-2:], size, poles, fields.dtype)
     return target.inverse(source(fields.unsqueeze(-3))).real.squeeze(-3)
 
 
@@ -100,7 +100,7 @@ def read_field(array: NDArray[np.floating], size: int, *, poles: bool = True) ->
     A field on another grid is transformed to harmonics and back, which is exact for the degrees that both hold.
 
     Args:
-        array: ``(C, H, W)``: colatitude from the north pole to the south pole, longitude eastward; ``W`` may be any multiple of the rings.
+        array: ``(C, H, W)``: colatitude from the north pole to the south pole, longitude eastward, evenly spaced; ``W`` need not be ``H``.
         size: Rings of the network's grid.
         poles: Whether the first and last row are the poles; else rows are the middles of bands, as in many climate models.
 
