@@ -94,12 +94,7 @@ def bare_graph(
     Raises:
         InputError: As :func:`to_graph` does.
     """
-    if len(atoms) == 0:
-        raise InputError("the structure has no atoms")
-    if not np.isfinite(atoms.positions).all():
-        bad = np.flatnonzero(~np.isfinite(atoms.positions).all(1))
-        more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
-        raise InputError(f"atom {bad[0]} ({atoms.symbols[bad[0]]}){more} has a position that is not a finite number")
+    _check_places(atoms)
     cell, pbc = torch.from_numpy(np.array(atoms.cell)), torch.from_numpy(np.array(atoms.pbc))
     places = torch.from_numpy(atoms.positions - (origins(atoms) if origin is None else origin))
     edge_index, shifts = neighbor_list(places, cell, pbc, cutoff, max_neighbors=max_neighbors)
@@ -112,6 +107,29 @@ def bare_graph(
         cell=cell.to(dtype)[None],
         pbc=pbc[None],
     )
+
+
+def check_structure(atoms: Atoms) -> None:
+    """Refuse a structure that no potential can take, whatever its elements.
+
+    Raises:
+        InputError: If it has no atoms, a position is not finite, two atoms are at one place, the periodic cell has no volume, or its
+            references have the wrong form.
+    """
+    _check_places(atoms)
+    cell, pbc = torch.from_numpy(np.array(atoms.cell)), torch.from_numpy(np.array(atoms.pbc))
+    places = torch.from_numpy(atoms.positions - origins(atoms))
+    check_distances(atoms, places, *neighbor_list(places, cell, pbc, CLOSEST))
+    references(atoms)
+
+
+def _check_places(atoms: Atoms) -> None:
+    if len(atoms) == 0:
+        raise InputError("the structure has no atoms")
+    bad = np.flatnonzero(~np.isfinite(atoms.positions).all(1))
+    if len(bad):
+        more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
+        raise InputError(f"atom {bad[0]} ({atoms.symbols[bad[0]]}){more} has a position that is not a finite number")
 
 
 def origins(atoms: Atoms) -> np.ndarray:
