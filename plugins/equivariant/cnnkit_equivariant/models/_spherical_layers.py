@@ -79,14 +79,14 @@ class SpectralBatchNorm(nn.Module):
         channels: Channels of each spin.
         spins: The spins.
         zero: Whether the scale starts at zero, as at the end of a residual branch.
-        momentum: Weight of a batch in the running statistics.
+        momentum: Weight of a batch in the running statistics (the paper's code: 0.01, for trainings of many steps).
         eps: Added to the variance.
     """
 
     mean: Tensor
     variance: Tensor
 
-    def __init__(self, channels: int, *, spins: Spins = (0, 1), zero: bool = False, momentum: float = 0.01, eps: float = 1e-5) -> None:
+    def __init__(self, channels: int, *, spins: Spins = (0, 1), zero: bool = False, momentum: float = 0.1, eps: float = 1e-5) -> None:
         super().__init__()
         self.momentum, self.eps = momentum, eps
         start = torch.zeros(len(spins), channels, 2)
