@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
-from cnnkit.testing import ModelContract, SmallModel
+from cnnkit.testing import ModelContract, SmallModel, TaskContract
 from torch import Tensor, nn
 
 pytest.importorskip("cnnkit_equivariant")
@@ -13,9 +16,15 @@ from cnnkit_equivariant.models._base import Potential
 from torch_geometric.data import Data
 
 SMALL: dict[str, SmallModel] = {
+    # (B, S, C, 2, 2) segments of each channel's outline: as many as there are channels.
+    "equivariant/nuft_cnn": SmallModel({"size": 12, "widths": (4, 6)}, batch=4, sizes={2: (2, 2, 2)}),
     "equivariant/spherical_cnn": SmallModel(args={"widths": (4, 4, 6), "bandwidths": (8, 8, 4), "knots": (4, 4, 3)}, sizes={2: (16, 18)}),
     "equivariant/spherical_cnn_zonal": SmallModel(args={"widths": (4, 6), "bandwidths": (8, 4), "knots": (4, 3)}, sizes={2: (16, 16)}),
     "equivariant/spherical_cnn_spin": SmallModel(args={"widths": (4, 6), "bandwidths": (8, 4), "knots": (4, 3)}, sizes={2: (16, 16)}),
+    **{
+        f"equivariant/{name}": SmallModel(args={"depths": (1, 1), "widths": (4, 6)})
+        for name in ("lorentz_resnet18", "hybrid_resnet18", "euclidean_resnet18", "lorentz_resnet_small")
+    },
 }
 """The small form of each network of the manifest."""
 
@@ -50,3 +59,32 @@ class TestModels(ModelContract):
             assert outputs[0].shape == (1,) and outputs[1].shape == (x.numel(), 3)
         else:
             super().check_output(small, x, outputs)
+
+
+class TestClassification(TaskContract):
+    plugin = "equivariant"
+    config = {
+        "network": {"name": "equivariant/lorentz_resnet_small", "args": {"depths": [1], "widths": [6]}},
+        "classification": {"size": 12},
+    }
+
+    def example_input(self, folder: Path) -> Path:
+        np.save(folder / "digit.npy", np.random.default_rng(0).uniform(size=(8, 8)))
+        return folder / "digit.npy"
+
+
+class TestAtoms(TaskContract):
+    plugin = "equivariant"
+    config = {
+        "network": {"name": "equivariant/invariant", "args": {"channels": 8, "layers": 2, "gaussians": 8, "cutoff": 4.0}},
+        "atoms": {"elements": ["Cu", "O", "H"], "references": [-3.5, -4.0, -3.0], "scale": 0.5, "stress_weight": 1.0},
+    }
+    run_options = ("--stress", "--dtype", "float64")
+
+    def example_input(self, folder: Path) -> Path:
+        from ase.build import add_adsorbate, fcc111
+
+        atoms = fcc111("Cu", (1, 1, 2), vacuum=4.0)
+        add_adsorbate(atoms, "O", 1.5, "fcc")
+        atoms.write(folder / "slab.extxyz")
+        return folder / "slab.extxyz"

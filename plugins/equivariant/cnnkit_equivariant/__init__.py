@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from cnnkit.plugin import Plugin
 from cnnkit.registry import Entry, Figures
+
+if TYPE_CHECKING:
+    from cnnkit_equivariant.atoms.calculator import Calculator as Calculator
 
 _SPHERES = (32, 32, 16, 16, 8, 8)
 _PLAIN: dict[str, object] = {"residual": False, "nonlinearity": "magnitude"}
@@ -26,9 +31,59 @@ NETWORKS: tuple[tuple[Entry, dict[str, tuple[str, Figures, dict[str, object]]]],
             ),
         },
     ),
+    (
+        Entry("cnnkit_equivariant.models.hcnn:HyperbolicResNet", paper="hcnn", layouts=("official",)),
+        {
+            "lorentz_resnet18": (
+                "ResNet-18 with every layer in hyperbolic space (Bdeir et al., 2024).",
+                Figures(quality="95.14 % on CIFAR-10, 78.07 % on CIFAR-100, 65.71 % on Tiny-ImageNet"),
+                {},
+            ),
+            "hybrid_resnet18": (
+                "ResNet-18 in flat space with a classifier in hyperbolic space.",
+                Figures(quality="94.98 % on CIFAR-10, 78.03 % on CIFAR-100, 65.63 % on Tiny-ImageNet"),
+                {"encoder": "euclidean"},
+            ),
+            "euclidean_resnet18": (
+                "The same ResNet-18 in flat space, to compare with.",
+                Figures(quality="95.14 % on CIFAR-10, 77.72 % on CIFAR-100, 65.19 % on Tiny-ImageNet"),
+                {"encoder": "euclidean", "head": "euclidean"},
+            ),
+            "lorentz_resnet_small": (
+                "Three residual blocks in hyperbolic space, for digits and other small pictures.",
+                Figures(),
+                {"depths": (1, 1, 1), "widths": (16, 32, 64)},
+            ),
+        },
+    ),
+    (
+        Entry("cnnkit_equivariant.models.nuft_cnn:NUFTCNN", paper="nuft-cnn"),
+        {"nuft_cnn": ("Outlines by their exact spectrum: the number and order of their vertices mean nothing.", Figures(), {})},
+    ),
 )
 
 PARTS: dict[str, Entry] = {
+    "equivariant/simplex_raster": Entry(
+        "cnnkit_equivariant.simplex:SimplexRaster",
+        paper="nuft-cnn",
+        summary="Points, lines, triangles and tetrahedra on a grid by their exact spectrum, with gradients to vertices.",
+        dims=(2, 3),
+    ),
+    "equivariant/nuft_mesh_encoder": Entry(
+        "cnnkit_equivariant.models.nuft_cnn:NUFTMeshEncoder",
+        paper="nuft-cnn",
+        summary="Embeds triangle meshes by their exact spectrum, for retrieval.",
+        dims=(3,),
+    ),
+    **{
+        f"equivariant/{name}": Entry(f"cnnkit_equivariant.hyperbolic:{target}", paper="hcnn", summary=summary, dims=dims)
+        for name, target, summary, dims in (
+            ("lorentz_conv", "LorentzConv", "A convolution of points of hyperbolic space.", (1, 2, 3)),
+            ("lorentz_linear", "LorentzLinear", "A fully connected layer of hyperbolic space.", (1, 2, 3)),
+            ("lorentz_batch_norm", "LorentzBatchNorm", "Batch normalisation by the centroid and the mean distance from it.", (1, 2, 3)),
+            ("lorentz_regression", "LorentzRegression", "Logistic regression by distances from hyperplanes.", (1, 2, 3)),
+        )
+    },
     "equivariant/spherical_unet": Entry(
         "cnnkit_equivariant.models.spherical_cnn:SphericalUNet",
         paper="scaling-spherical-cnn",
@@ -50,3 +105,12 @@ PLUGIN = Plugin(
     },
     parts=PARTS,
 )
+
+
+def __getattr__(name: str) -> Any:
+    """Import the calculator when it is asked for: the manifest itself needs neither torch nor ASE."""
+    if name == "Calculator":
+        from cnnkit_equivariant.atoms.calculator import Calculator
+
+        return Calculator
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -70,28 +70,28 @@ class Lorentz(nn.Module):
 
     Args:
         curvature: ``k`` of ``<x, x> = -1/k``; the sectional curvature is ``-k``.
-        learnable: Whether the logarithm of what it changes by is a parameter.
+        learnable: Whether its logarithm is a parameter.
 
     Raises:
         ConfigError: If the curvature is not positive.
     """
 
-    log_factor: Tensor
+    log_curvature: Tensor
 
     def __init__(self, curvature: float = 1.0, *, learnable: bool = False) -> None:
         super().__init__()
         if not (curvature > 0 and math.isfinite(curvature)):
             raise ConfigError(f"curvature={curvature} is none of hyperbolic space; accepted: more than 0, where 0 would be flat")
-        self.curvature = float(curvature)
+        value = torch.tensor(math.log(curvature))
         if learnable:
-            self.log_factor = nn.Parameter(torch.zeros(()))
+            self.log_curvature = nn.Parameter(value)
         else:
-            self.register_buffer("log_factor", torch.zeros(()))
+            self.register_buffer("log_curvature", value)
 
     @property
     def k(self) -> Tensor:
         """The curvature, a scalar."""
-        return self.curvature * self.log_factor.exp()
+        return self.log_curvature.exp()
 
     # Space parts alone.
 
