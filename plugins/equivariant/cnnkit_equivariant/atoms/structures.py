@@ -89,12 +89,11 @@ def bare_graph(
         cutoff: In A.
         dtype: Of positions and cell.
         max_neighbors: See :func:`to_graph`.
-        origin: What to subtract from the positions, ``(N, 3)``; by default what :func:`origins` says.
+        origin: What :func:`origins` says, ``(N, 3)``, if it was asked already.
 
     Raises:
         InputError: As :func:`to_graph` does.
     """
-    _check_places(atoms)
     cell, pbc = torch.from_numpy(np.array(atoms.cell)), torch.from_numpy(np.array(atoms.pbc))
     places = torch.from_numpy(atoms.positions - (origins(atoms) if origin is None else origin))
     edge_index, shifts = neighbor_list(places, cell, pbc, cutoff, max_neighbors=max_neighbors)
@@ -116,7 +115,6 @@ def check_structure(atoms: Atoms) -> None:
         InputError: If it has no atoms, a position is not finite, two atoms are at one place, the periodic cell has no volume, or its
             references have the wrong form.
     """
-    _check_places(atoms)
     cell, pbc = torch.from_numpy(np.array(atoms.cell)), torch.from_numpy(np.array(atoms.pbc))
     places = torch.from_numpy(atoms.positions - origins(atoms))
     check_distances(atoms, places, *neighbor_list(places, cell, pbc, CLOSEST))
@@ -136,8 +134,9 @@ def origins(atoms: Atoms) -> np.ndarray:
     """Return what to subtract from the positions to bring them into the cell and around the origin, ``(N, 3)``.
 
     Raises:
-        InputError: If the periodic vectors span no volume.
+        InputError: If there are no atoms, a position is not finite, or the periodic vectors span no volume.
     """
+    _check_places(atoms)
     positions = torch.from_numpy(atoms.positions.astype(np.float64))
     cell, pbc = torch.from_numpy(np.array(atoms.cell)), torch.from_numpy(np.array(atoms.pbc))
     basis, _ = complete_cell(positions, cell, pbc)
