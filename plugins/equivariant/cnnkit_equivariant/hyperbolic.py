@@ -22,7 +22,7 @@ from cnnkit.layers.nd import check_dims, tupled
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cnnkit_equivariant.lorentz import Lorentz, asinhc, norm
+from cnnkit_equivariant.lorentz import Lorentz, asinhc, norm, stretch
 
 _CONV: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 EPS = 1e-5
@@ -156,27 +156,39 @@ class LorentzBatchNorm(LorentzLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer."""
-        manifold, dims = self.manifold, x.ndim - 2
+        # All of it is f x + g mean + h beta with three numbers for each point, so that features are read twice and written once.
+        manifold, beta = self.manifold, self.mean
+        k, root = manifold.k, manifold.k.sqrt()
+        points = x.reshape(*x.shape[:2], -1)
+        square = points.square().sum(1, keepdim=True)
+        time = (square + 1 / k).sqrt()
+        mean = self._centroid(points, time) if self.training else manifold.exp0(self.running_mean)
+        on_mean, on_beta = (torch.stack([mean, beta]) @ points).split(1, 1)
+        # The isometry that takes the mean to the origin adds so much of the mean.
+        back = k * on_mean / (1 + root * manifold.time(mean)) - root * time
+        moved = (square + back * (2 * on_mean + back * mean.square().sum())).clamp_min(0)
+        arc = asinhc(k * moved)
+        dispersion = (norm(moved) * arc).mean() if self.training else self.running_var
         if self.training:
-            mean = manifold.centroid(x, (0, *range(2, x.ndim)))
-        else:
-            mean = manifold.exp0(_channels(self.running_mean, dims), dim=0)[None]
-        centred = manifold.boost(x, -mean, dim=1)
-        tangent = manifold.log0(centred, dim=1)
-        if self.training:
-            dispersion = norm(tangent.square().sum(1)).mean()
             self._remember(mean, dispersion)
-        else:
-            dispersion = self.running_var
-        scaled = manifold.exp0(tangent * (self.gamma / (dispersion + EPS)).view(1, 1, *[1] * dims), dim=1)
-        return manifold.boost(scaled, _channels(self.mean, dims)[None], dim=1)
+        factor = self.gamma / (dispersion + EPS)
+        factor = factor * arc * stretch(k * moved * (factor * arc).square())
+        there = k * factor * (on_beta + back * (mean @ beta)) / (1 + root * manifold.time(beta))
+        there = there + root * (factor.square() * moved + 1 / k).sqrt()
+        added = torch.stack([mean, beta], 1) @ torch.cat([factor * back, there], 1)
+        return torch.addcmul(added, factor, points).view_as(x)
+
+    def _centroid(self, points: Tensor, time: Tensor) -> Tensor:
+        mean = points.mean((0, 2))
+        length = torch.maximum(time.mean().square() - mean.square().sum(), 1 / self.manifold.k)
+        return mean / (self.manifold.k * length).sqrt()
 
     @torch.no_grad()
     def _remember(self, mean: Tensor, dispersion: Tensor) -> None:
         manifold = self.manifold
-        both = manifold.point(torch.stack([manifold.exp0(self.running_mean), mean.flatten().to(self.running_mean)]))
-        point = (1 - self.momentum) * both[0] + self.momentum * both[1]
-        centre = point[1:] / (manifold.k * torch.maximum(point[0].square() - point[1:].square().sum(), 1 / manifold.k)).sqrt()
+        both = torch.stack([manifold.exp0(self.running_mean), mean.to(self.running_mean)], 1)[None]
+        weights = both.new_tensor([2 * (1 - self.momentum), 2 * self.momentum])  # The centroid takes the mean of both.
+        centre = self._centroid(both * weights, manifold.time(both, dim=1) * weights)
         self.running_mean.copy_(manifold.log0(centre))
         self.running_var.lerp_(dispersion.to(self.running_var), self.momentum)
 

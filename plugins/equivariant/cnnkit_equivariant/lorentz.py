@@ -52,6 +52,12 @@ def _within(q: Tensor) -> tuple[Tensor, Tensor]:
     return q.clamp_max(FAR**2), FAR / q.clamp_min(FAR**2).sqrt()
 
 
+def stretch(q: Tensor) -> Tensor:
+    """Return what the exponential map at the origin multiplies a tangent vector of squared length ``q`` (times ``k``) by."""
+    q, scale = _within(q)
+    return sinhc(q) * scale
+
+
 def norm(square: Tensor) -> Tensor:
     """Return the square root of a squared length; where it is zero so is its gradient."""
     return square.clamp_min(1e-30).sqrt()
@@ -108,8 +114,7 @@ class Lorentz(nn.Module):
 
         Longer vectors than :data:`FAR` are shortened to it.
         """
-        q, scale = _within(self.k * tangent.square().sum(dim, keepdim=True))
-        return sinhc(q) * scale * tangent
+        return stretch(self.k * tangent.square().sum(dim, keepdim=True)) * tangent
 
     def log0(self, space: Tensor, *, dim: int = -1) -> Tensor:
         """Return the tangent vector at the origin that leads to a point: as long as the distance; its time part is 0 and left out."""

@@ -67,7 +67,7 @@ class Conv2d(nn.Module):
     def forward(self, x):
         edge = self.size // 2
         padded = F.pad(x, (0, 0, edge, edge, edge, edge))
-        padded[..., 0] = padded[..., 0].clamp_min(float(self.manifold.k) ** 0.5)
+        padded = self.manifold.with_time(padded[..., 1:])
         windows = padded.unfold(1, self.size, self.stride).unfold(2, self.size, self.stride).flatten(-2)  # B, H, W, C, pixels
         time = (windows[..., :1, :].square().sum(-1) - (self.size**2 - 1) * self.manifold.k).sqrt()
         space = windows[..., 1:, :].transpose(-1, -2).flatten(-2)
@@ -78,7 +78,7 @@ class BatchNorm2d(nn.Module):
     def __init__(self, manifold, channels):
         super().__init__()
         self.manifold = manifold
-        self.beta = nn.Parameter(F.pad(torch.zeros(channels - 1), (1, 0), value=float(manifold.k) ** 0.5))
+        self.beta = nn.Parameter(manifold.origin(torch.zeros(channels)).detach())
         self.gamma = nn.Parameter(torch.ones(1))
         self.register_buffer("running_mean", torch.zeros(channels))
         self.register_buffer("running_var", torch.ones(1))
