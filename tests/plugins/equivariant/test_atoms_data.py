@@ -131,8 +131,8 @@ def test_what_is_measured_comes_once_in_order_and_bounded(monkeypatch: pytest.Mo
 
 
 def test_runs_of_bounded_size() -> None:
-    assert list(data.bounded([1, 1, 1, 5, 9, 1, 1], 3, 6)) == [[0, 1, 2], [3], [4], [5, 6]]
-    assert list(data.bounded([], 3, 6)) == []
+    assert list(data.bounded([1, 2, 1, 5, 9, 1, 2], lambda size: size, 3, 6)) == [[1, 2, 1], [5], [9], [1, 2]]
+    assert list(data.bounded([], lambda size: size, 3, 6)) == []
 
 
 def test_rows_that_are_known() -> None:

@@ -15,8 +15,8 @@ pytest.importorskip("cnnkit_equivariant")
 
 from cnnkit_equivariant.atoms.metrics import COLUMNS, AtomsMetric
 from cnnkit_equivariant.atoms.parity import Panel, bounds, density, draw_parity
+from cnnkit_equivariant.atoms.prediction import Predicted
 from cnnkit_equivariant.atoms.references import fit_references, force_scale
-from cnnkit_equivariant.atoms.task import Predicted
 from PIL import Image
 from sklearn.linear_model import LinearRegression
 from sklearn.metrics import mean_absolute_error, root_mean_squared_error

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ KIND = "kind"
 """Key of a structure's ``info`` by which errors are told apart; ``config_type`` as well."""
 
 Frames = Sequence[Atoms]
+Item = TypeVar("Item")
 
 
 def frames(cfg: AtomsConfig, split: str, *, seed: int) -> Frames | None:
@@ -183,20 +184,21 @@ MOST_EDGES = 40_000
 
 def whole_loader(graphs: Graphs, batch_size: int) -> EachOnce:
     """Return batches of all structures in their order, of bounded numbers of structures and edges."""
-    groups = list(bounded([graph.edge_index.shape[1] for graph in graphs.graphs], batch_size, MOST_EDGES))
+    groups = list(bounded(range(len(graphs)), lambda number: graphs.graphs[number].edge_index.shape[1], batch_size, MOST_EDGES))
     return EachOnce(len(groups), lambda number: graphs.batch(groups[number]))
 
 
-def bounded(sizes: Iterable[int], count: int, total: int) -> Iterable[list[int]]:
-    """Yield runs of consecutive numbers ``0, 1, ...`` that hold so many at most, and whose sizes add up to so much at most."""
-    group: list[int] = []
+def bounded(items: Iterable[Item], size: Callable[[Item], int], count: int, total: int) -> Iterator[list[Item]]:
+    """Yield runs of consecutive items, ``count`` of them at most, whose sizes add up to ``total`` at most unless it is one alone."""
+    group: list[Item] = []
     filled = 0
-    for number, size in enumerate(sizes):
-        if group and (len(group) == count or filled + size > total):
+    for item in items:
+        own = size(item)
+        if group and (len(group) == count or filled + own > total):
             yield group
             group, filled = [], 0
-        group.append(number)
-        filled += size
+        group.append(item)
+        filled += own
     if group:
         yield group
 

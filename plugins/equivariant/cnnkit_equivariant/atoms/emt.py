@@ -153,14 +153,11 @@ def _height(atoms: Atoms, place: np.ndarray, distance: float) -> float:
 
 def _metal(rng: np.random.Generator, split: Split) -> Atoms:
     metal = rng.choice(list(METALS))
+    primitive = bulk(metal, "fcc", METALS[metal])
     if split == "test":
-        cells = (bulk(metal, "fcc", METALS[metal], orthorhombic=True) * (2, 1, 1), bulk(metal, "fcc", METALS[metal]) * (3, 2, 1))
+        cells = [bulk(metal, "fcc", METALS[metal], orthorhombic=True) * (2, 1, 1), primitive * (3, 2, 1)]
     else:
-        cells = (
-            bulk(metal, "fcc", METALS[metal], cubic=True),
-            bulk(metal, "fcc", METALS[metal]) * (2, 2, 1),
-            bulk(metal, "fcc", METALS[metal]),
-        )
+        cells = [bulk(metal, "fcc", METALS[metal], cubic=True), primitive * (2, 2, 1), primitive]
     return cells[rng.integers(len(cells))]
 
 
@@ -185,8 +182,8 @@ def _slab(rng: np.random.Generator, split: Split) -> Atoms:
         sites[rng.integers(len(sites))],
         shift=tuple(rng.normal(0, 0.35, 2)),
         stretch=rng.uniform(0.88, 1.35),
-        bond=rng.uniform(0.93, 1.15),
-        tilt=(rng.uniform(0, 0.8), rng.uniform(0, 2 * np.pi)),
+        bond=rng.uniform(0.93, 1.2) if rng.random() < 0.6 else rng.uniform(1.2, 2.8),  # EMT lets molecules lie down, and some come apart.
+        tilt=(rng.uniform(0, 0.5 * np.pi), rng.uniform(0, 2 * np.pi)),
     )
 
 

@@ -3,39 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from cnnkit.errors import ConfigError
+from cnnkit.errors import ConfigError, UsageError
 from cnnkit.options import RunOptions
 from torch import Tensor, nn
 from torch.nn import functional
-from torch_geometric.data import Data
 
-from cnnkit_equivariant import config
+from cnnkit_equivariant import args, config
+from cnnkit_equivariant.atoms.adsorption import EXAMPLE, compare, start
 from cnnkit_equivariant.atoms.data import Graphs, as_graph, facts, frames, known_rows, small_structures, train_loader, whole_loader
+from cnnkit_equivariant.atoms.files import Frame, read_frames
 from cnnkit_equivariant.atoms.metrics import AtomsMetric
+from cnnkit_equivariant.atoms.prediction import Labelled, Relaxed, known_frames, label_frames, predict_graph, relax_frames
 from cnnkit_equivariant.models._base import Potential
 from cnnkit_equivariant.task import Batch, Equivariant
-
-
-@dataclass
-class Predicted:
-    """What a network says of a structure.
-
-    Args:
-        energy: In eV.
-        forces: ``(N, 3)`` in eV/A, if they were asked for.
-        stress: ``(3, 3)`` in eV/A^3, if it was asked for.
-    """
-
-    energy: float
-    forces: np.ndarray | None = None
-    stress: np.ndarray | None = None
 
 
 class Atomistic(Equivariant):
@@ -48,8 +33,14 @@ class Atomistic(Equivariant):
     monitor = ("loss", "min")
 
     def prepare(self, output: Path) -> config.Config:
-        """Complete the configuration by the elements, their reference energies and the size of the forces in the training structures."""
+        """Complete the configuration by the elements, their reference energies and the size of the forces in the training structures.
+
+        Raises:
+            ConfigError: If there is nothing to train on, or the precision is too low for it.
+        """
         cfg = self.cfg.atoms
+        if self.cfg.train.precision.endswith("16-true"):
+            raise ConfigError(f"train.precision={self.cfg.train.precision} loses energies; accepted: 32-true, 64-true, and mixed ones")
         structures = frames(cfg, "train", seed=self.cfg.train.seed)
         if structures is None:
             raise ConfigError("atoms.train names no structures to train on")
@@ -71,7 +62,12 @@ class Atomistic(Equivariant):
             model.references.copy_(torch.tensor(cfg.references, dtype=torch.float64))
         if cfg.scale:
             model.scale.fill_(cfg.scale)
-        return model
+        return model.to(self.dtype)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision that the network is trained in."""
+        return torch.float64 if self.cfg.train.precision.startswith("64") else torch.float32
 
     @property
     def cutoff(self) -> float:
@@ -92,14 +88,14 @@ class Atomistic(Equivariant):
 
     def loader(self, split: str) -> Iterable[Batch] | None:
         """Return batches of graphs: shuffled (``"train"``), in order (``"val"``, ``"test"``), or four small structures (``"example"``)."""
-        cfg, dtype = self.cfg.atoms, torch.float64 if self.cfg.train.precision.startswith("64") else torch.float32
+        cfg = self.cfg.atoms
         if split == "example":
-            graphs = Graphs(small_structures(self.elements), self.cutoff, dtype)
+            graphs = Graphs(small_structures(self.elements), self.cutoff, self.dtype)
             return [graphs.batch(range(len(graphs)))]
         structures = frames(cfg, split, seed=self.cfg.train.seed)
         if structures is None:
             return None
-        graphs = Graphs(structures, self.cutoff, dtype)
+        graphs = Graphs(structures, self.cutoff, self.dtype)
         return train_loader(graphs, cfg, seed=self.cfg.train.seed) if split == "train" else whole_loader(graphs, cfg.batch_size)
 
     @property
@@ -143,22 +139,40 @@ class Atomistic(Equivariant):
     # Prediction.
 
     def predict(self, model: nn.Module, batch: Batch) -> Sequence[Any]:
-        """Return what the network says of each structure of a batch, or of a file."""
+        """Return what the network says of each structure of a batch of graphs; of a file, one :class:`Labelled` or :class:`Relaxed`."""
         assert isinstance(model, Potential)
-        graph = as_graph(batch)
-        stress = bool(known_rows(graph.stress).any())
-        return predict_graph(model, graph, forces=True, stress=stress)
+        if "frames" not in batch:
+            graph = as_graph(batch)
+            return predict_graph(model, graph, forces=True, stress=bool(known_rows(graph.stress).any()))
+        run = batch["run"]
+        model.to(torch.float64 if run.dtype == "float64" else torch.float32)
+        chosen = known_frames(model, batch["frames"], run.name)
+        return [relax_frames(model, chosen, run) if run.relax or "what" in batch else label_frames(model, chosen, run)]
 
+    def read(self, run: RunOptions) -> Iterable[Batch]:
+        """Yield the structures of each file."""
+        assert isinstance(run, args.Run)
+        for path in run.inputs:
+            yield {"frames": read_frames(path, run.frames), "run": run}
 
-def predict_graph(model: Potential, graph: Data, *, forces: bool, stress: bool) -> list[Predicted]:
-    """Return what a network says of each structure of a batched graph."""
-    found = {name: value.detach().cpu().numpy() for name, value in model(graph, forces=forces, stress=stress).items()}
-    starts = graph.ptr.tolist()
-    return [
-        Predicted(
-            float(found["energy"][number]),
-            found["forces"][first:last] if forces else None,
-            found["stress"][number] if stress else None,
-        )
-        for number, (first, last) in enumerate(pairwise(starts))
-    ]
+    def write(self, predictions: Sequence[Labelled | Relaxed], run: RunOptions) -> list[Path]:
+        """Write ``NAME.extxyz`` and ``NAME.csv``; of relaxations ``NAME.relaxed.extxyz``, ``NAME.csv`` and ``NAME.png``."""
+        return [path for found in predictions for path in found.write(run.output, run.name)]
+
+    # The example.
+
+    def example(self, run: RunOptions) -> Iterable[Batch]:
+        """Yield an adsorbate on a slab that was not trained on, off its site.
+
+        Raises:
+            UsageError: If the network does not know its elements.
+        """
+        missing = sorted({EXAMPLE.metal, *EXAMPLE.adsorbate} - set(self.elements))
+        if missing:
+            raise UsageError(f"the example holds {', '.join(missing)}, which this network was not trained on; name an input")
+        yield {"frames": [Frame(0, start(EXAMPLE))], "run": run, "what": EXAMPLE}
+
+    def summarise(self, predictions: Sequence[Relaxed], batch: Batch, run: RunOptions) -> dict[str, Any]:
+        """Return where the network's relaxation and that of EMT end."""
+        assert isinstance(run, args.Run)
+        return compare(batch["what"], predictions[0].relaxations[0], fmax=run.fmax, steps=run.steps).summary()
