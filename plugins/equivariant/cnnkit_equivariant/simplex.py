@@ -88,10 +88,15 @@ def wave_vectors(size: Sequence[int], period: Sequence[float], *, dtype: torch.d
     Shapes:
         The result is ``(*size[:-1], size[-1] // 2 + 1, n)``.
     """
-    last = torch.fft.rfftfreq(size[-1], 1 / size[-1], dtype=torch.float64, device=device)
-    axes = [torch.fft.fftfreq(side, 1 / side, dtype=torch.float64, device=device) for side in size[:-1]] + [last]
-    scaled = [2 * math.pi * axis / length for axis, length in zip(axes, period, strict=True)]
+    axes = [_numbers(side, half=axis == len(size) - 1) for axis, side in enumerate(size)]
+    scaled = [2 * math.pi * axis.to(device) / length for axis, length in zip(axes, period, strict=True)]
     return torch.stack(torch.meshgrid(*scaled, indexing="ij"), -1).to(dtype)
+
+
+def _numbers(side: int, *, half: bool) -> Tensor:
+    """Return the whole numbers of waves in a period, in the order of the fast transform; only those from 0 on for its ``half``."""
+    order = torch.arange(side // 2 + 1 if half else side, dtype=torch.float64)
+    return order if half else (order + side // 2) % side - side // 2
 
 
 def _chunk_sum(corners: Tensor, weights: Tensor, waves: Tensor) -> Pair:
@@ -157,6 +162,11 @@ def spectrum(
     Raises:
         InputError: If the shapes do not fit each other.
     """
+    return torch.complex(*_parts(corners, values, size, _periods(period, len(size)), solid, chunk))
+
+
+def _parts(corners: Tensor, values: Tensor | None, size: Sequence[int], period: Sequence[float], solid: bool, chunk: int) -> Pair:
+    """:func:`spectrum` as real and imaginary part: a network in real arithmetic can be exported."""
     order, dims = corners.shape[-2] - 1, corners.shape[-1]
     if dims not in (2, 3) or len(size) != dims or not 0 <= order <= dims or (solid and order != dims - 1):
         wanted = f"(..., E, {dims}, {dims})" if solid else "(..., E, j + 1, n) with j <= n"
@@ -170,19 +180,20 @@ def spectrum(
         raise InputError(
             f"values {tuple(values.shape)} for corners {tuple(corners.shape)}: accepted are one number or vector for each simplex"
         )
-    grid = wave_vectors(size, _periods(period, dims), dtype=corners.dtype, device=corners.device)
+    grid = wave_vectors(size, period, dtype=corners.dtype, device=corners.device)
     waves = grid.reshape(-1, dims)
     flat = corners.reshape(math.prod(batch), count, order + 1, dims)
     if solid:
-        faces = values.reshape(len(flat), count, values.shape[-1], 1) * _normals(flat)[:, :, None]
+        faces = values.reshape(flat.shape[0], count, values.shape[-1], 1) * _normals(flat)[:, :, None]
         weights = faces.flatten(2) * math.factorial(order)
     else:
-        weights = values.reshape(len(flat), count, values.shape[-1]) * (content(flat) * math.factorial(order))[..., None]
+        weights = values.reshape(flat.shape[0], count, values.shape[-1]) * (content(flat) * math.factorial(order))[..., None]
     real, imaginary = _weighted_sum(flat.permute(2, 0, 1, 3).contiguous(), weights.mT, waves, chunk)
     if solid:
         inside = (faces * flat.mean(2)[:, :, None]).sum((1, 3))[..., None] / dims
         real, imaginary = _inside(real, imaginary, waves, inside)
-    return torch.complex(real, imaginary).reshape(*batch, values.shape[-1], *grid.shape[:-1])
+    shape = (*batch, values.shape[-1], *grid.shape[:-1])
+    return real.reshape(shape), imaginary.reshape(shape)
 
 
 def _inside(real: Tensor, imaginary: Tensor, waves: Tensor, inside: Tensor) -> Pair:
@@ -221,8 +232,6 @@ class SimplexRaster(nn.Module):
         chunk: Evaluations of the formula that are in memory at once; 0 for all of them.
     """
 
-    multiplier: Tensor
-
     def __init__(
         self,
         *,
@@ -243,34 +252,42 @@ class SimplexRaster(nn.Module):
         self.origin = (float(origin),) * dims if isinstance(origin, (int, float)) else tuple(float(start) for start in origin)
         if len(self.origin) != dims:
             raise ConfigError(f"origin={origin!r} must be one number, or one for each of {dims} axes")
-        single = torch.get_default_dtype() == torch.float32
-        self.register_buffer("multiplier", self._multiplier(torch.complex64 if single else torch.complex128), persistent=False)
 
-    def _multiplier(self, dtype: torch.dtype) -> Tensor:
-        """Return what a spectrum is multiplied by before it is transformed back: position of the samples, density, smoothing."""
-        sides = torch.tensor(self.size, dtype=torch.float64)
-        step = torch.tensor(self.period, dtype=torch.float64) / sides
-        waves = wave_vectors(self.size, self.period, dtype=torch.float64)
-        turns = waves * step / math.pi  # 1 is the highest frequency of the grid.
-        smooth = torch.exp(-0.5 * (math.pi * self.smoothing * turns).square().sum(-1))
+    def _inverse(self, axis: int, like: Tensor) -> Pair:
+        """Return the real and imaginary part of the matrix ``(frequencies, samples)`` that transforms an axis back, smoothed."""
+        side, length, half = self.size[axis], self.period[axis], axis == len(self.size) - 1
+        numbers = _numbers(side, half=half)
+        turns = numbers[:, None] * (self.origin[axis] / length + (torch.arange(side, dtype=torch.float64) + 0.5) / side)
+        weight = torch.exp(-0.5 * (2 * math.pi * self.smoothing * numbers / side).square()) / length
         # A frequency of exactly half the sampling rate has no partner of the other sign: a real grid cannot tell its phase.
-        smooth = smooth * (turns.abs() < 1 - 1e-9).all(-1)
-        phase = (waves * (torch.tensor(self.origin, dtype=torch.float64) + 0.5 * step)).sum(-1)
-        return torch.polar(smooth / step.prod(), phase).to(dtype)
+        weight = torch.where(2 * numbers.abs() == side, 0.0, weight)
+        if half:  # Its partners are not there, and count by it.
+            weight = torch.where(numbers > 0, 2 * weight, weight)
+        phase = 2 * math.pi * turns
+        return tuple((weight[:, None] * wave).to(like) for wave in (phase.cos(), phase.sin()))  # type: ignore[return-value]
+
+    def _back(self, real: Tensor, imaginary: Tensor) -> Tensor:
+        """Transform back axis by axis: matrix products in place of fast transforms cost next to nothing beside the spectrum."""
+        dims = len(self.size)
+        for axis in range(dims - 1):
+            cos, sin = self._inverse(axis, real)
+            parts = [part.transpose(axis - dims, -1) for part in (real, imaginary)]
+            real = (parts[0] @ cos - parts[1] @ sin).transpose(axis - dims, -1)
+            imaginary = (parts[0] @ sin + parts[1] @ cos).transpose(axis - dims, -1)
+        cos, sin = self._inverse(dims - 1, real)
+        return real @ cos - imaginary @ sin
 
     def draw(self, corners: Tensor, values: Tensor | None = None) -> Tensor:
         """Return the grids ``(*batch, C, *size)`` of corners ``(*batch, E, j + 1, n)``; the rest is as in :func:`spectrum`."""
-        return self.to_grid(self.spectrum(corners, values))
+        return self._back(*self._parts(corners, values))
 
-    def spectrum(self, corners: Tensor, values: Tensor | None = None) -> Tensor:
-        """Return :func:`spectrum` for this grid, not smoothed."""
-        return spectrum(corners, values, size=self.size, period=self.period, solid=self.solid, chunk=self.chunk)
+    def _parts(self, corners: Tensor, values: Tensor | None) -> Pair:
+        chunk = 0 if torch.compiler.is_exporting() else self.chunk  # The number of simplices is free in an exported network.
+        return _parts(corners, values, self.size, self.period, self.solid, chunk)
 
     def to_grid(self, found: Tensor) -> Tensor:
         """Transform a spectrum ``(*batch, C, *size[:-1], size[-1] // 2 + 1)`` back, smoothed, to ``(*batch, C, *size)``."""
-        if self.multiplier.dtype != found.dtype:
-            self.multiplier = self._multiplier(found.dtype).to(found.device)
-        return torch.fft.irfftn(found * self.multiplier, s=self.size, dim=tuple(range(-len(self.size), 0)))
+        return self._back(found.real, found.imag)
 
     def forward(self, vertices: Tensor, simplices: Parts, values: Parts | None = None) -> Tensor:
         """Draw a mesh, or the sum of several parts.
@@ -284,8 +301,9 @@ class SimplexRaster(nn.Module):
             raise InputError(f"{len(parts)} parts of simplices with {len(given)} of values; give as many, and at least one")
         if not bool(torch.isfinite(vertices).all()):
             raise InputError("a vertex is not finite (NaN or infinite); remove it and the simplices that use it")
-        spectra = [self.spectrum(corners_of(vertices, part), value) for part, value in zip(parts, given, strict=True)]
-        return self.to_grid(sum(spectra[1:], spectra[0]))
+        spectra = [self._parts(corners_of(vertices, part), value) for part, value in zip(parts, given, strict=True)]
+        real, imaginary = (torch.stack(some).sum(0) for some in zip(*spectra, strict=True))
+        return self._back(real, imaginary)
 
     def extra_repr(self) -> str:
         """Return the arguments for ``repr``."""

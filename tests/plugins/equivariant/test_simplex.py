@@ -270,6 +270,18 @@ class TestDerivatives:
 
 
 class TestRaster:
+    @pytest.mark.parametrize("size", [(8, 9), (7, 6), (4, 5, 6), (5, 4, 7)])
+    def test_it_is_the_fast_inverse_transform(self, size: tuple[int, ...]) -> None:
+        """Of a spectrum without half the sampling rate, moved by half a sample, with the density of the cell."""
+        picture = random(*size)
+        found = torch.fft.rfftn(picture)
+        for axis, side in enumerate(size):
+            if side % 2 == 0:
+                found.select(axis, side // 2).zero_()
+        half = (waves(size) * 0.5 / torch.tensor(size, dtype=F64)).sum(-1)
+        moved = found / picture.numel() * torch.polar(torch.ones_like(half), -half)
+        close(SimplexRaster(size=size, smoothing=0).double().to_grid(moved), torch.fft.irfftn(found, s=size), 1e-12)
+
     def test_density_and_mass(self) -> None:
         """A solid has its density inside and nothing outside, a curve its length as the sum; ringing falls with smoothing."""
         solid = SimplexRaster(size=(32, 32), solid=True, smoothing=1.0).double().draw(polygon(circle(60, 0.3)), torch.full((60,), 2.0))[0]
