@@ -58,11 +58,12 @@ class SphereGrid(nn.Module):
                 f"accepted: from ({lmax + 1}, {2 * top + 1}) colatitudes and longitudes"
             )
         self.lmax, self.mmax, self.resolution = lmax, top, (rings, longitudes)
-        points, weights = _points(rings, longitudes)
-        kept = (order.to_m_order if by_order else order.lm_index)(lmax, mmax)
-        values = spherical_harmonics(lmax, points, normalization=normalization)[:, kept]
-        integrals = values * weights[:, None]
-        integrals = (integrals / (integrals * values).sum(0)).T  # Over the squared norm of each harmonic, which the grid has exactly.
+        with torch.device("cpu"):  # Constants have values even where a network is built without its weights.
+            points, weights = _points(rings, longitudes)
+            kept = (order.to_m_order if by_order else order.lm_index)(lmax, mmax)
+            values = spherical_harmonics(lmax, points, normalization=normalization)[:, kept]
+            integrals = values * weights[:, None]
+            integrals = (integrals / (integrals * values).sum(0)).T  # Over the squared norm of each harmonic, which the grid has exactly.
         # In double precision whatever the network has, and cast on use: so a network that is made in single and turned to double is exact.
         buffers = {"points": points, "weights": weights, "values": values, "integrals": integrals}
         for name, buffer in buffers.items():
