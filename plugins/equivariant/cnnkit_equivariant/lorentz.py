@@ -18,33 +18,26 @@ from torch import Tensor, nn
 
 FAR = 30.0
 """Distance, in units of the radius of curvature, beyond which points are not told apart: squares of its sinh fit single precision."""
-_SERIES = {torch.float64: 1e-3}  # Below, a polynomial of four terms is exact to rounding.
 
 
-def _piecewise(q: Tensor, near: tuple[float, ...], far: Tensor) -> Tensor:
-    """Return a power series where ``q`` is small, and ``far`` elsewhere."""
-    bound = _SERIES.get(q.dtype, 3e-2)
-    small, series = q.clamp_max(bound), torch.full_like(q, near[-1])
-    for coefficient in reversed(near[:-1]):
-        series = series * small + coefficient
-    return torch.where(q < bound, series, far)
+def _root(q: Tensor) -> Tensor:
+    """Return the square root, kept off zero.
 
-
-def _away(q: Tensor) -> Tensor:
-    """Return the square root, kept off zero so that the branch that is not taken has a finite gradient."""
-    return q.clamp_min(1e-4).sqrt()
+    The derivatives of the functions below lose digits as ``1 / q`` towards zero, where what they are multiplied by falls as ``q``.
+    """
+    return q.clamp_min(1e-20).sqrt()
 
 
 def sinhc(q: Tensor) -> Tensor:
     """Return ``sinh(x) / x`` of ``x = sqrt(q)``, for ``q >= 0``."""
-    x = _away(q)
-    return _piecewise(q, (1.0, 1 / 6, 1 / 120, 1 / 5040, 1 / 362880), x.sinh() / x)
+    x = _root(q)
+    return x.sinh() / x
 
 
 def asinhc(q: Tensor) -> Tensor:
     """Return ``asinh(x) / x`` of ``x = sqrt(q)``, for ``q >= 0``."""
-    x = _away(q)
-    return _piecewise(q, (1.0, -1 / 6, 3 / 40, -5 / 112, 35 / 1152), x.asinh() / x)
+    x = _root(q)
+    return x.asinh() / x
 
 
 def _within(q: Tensor) -> tuple[Tensor, Tensor]:
