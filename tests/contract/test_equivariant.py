@@ -15,7 +15,13 @@ pytest.importorskip("cnnkit_equivariant")
 from cnnkit_equivariant.models._base import Potential
 from torch_geometric.data import Data
 
+_ATOMS = {"in_chans": 1, "batch": 1, "sizes": {3: (2, 2, 2)}}
+_ESCN = {"elements": ("Cu", "O"), "sphere_channels": 4, "hidden_channels": 6, "edge_channels": 5, "gaussians": 6, "num_layers": 2}
+_ESCN |= {"cutoff": 5.0, "lmax": 2, "mmax": 2}
 SMALL: dict[str, SmallModel] = {
+    **{f"equivariant/{name}": SmallModel(_ESCN, **_ATOMS) for name in ("escn", "escn_direct", "escn_l4_m2", "escn_l6_m2", "escn_l6_m3")},
+    "equivariant/invariant": SmallModel({"elements": ("Cu", "O"), "channels": 6, "layers": 2, "gaussians": 6}, **_ATOMS),
+    "equivariant/scale_fourier": SmallModel(args={"channels": (4, 6), "hidden": 8}, sizes={2: (9, 9)}),
     # (B, S, C, 2, 2) segments of each channel's outline: as many as there are channels.
     "equivariant/nuft_cnn": SmallModel({"size": 12, "widths": (4, 6)}, batch=4, sizes={2: (2, 2, 2)}),
     "equivariant/spherical_cnn": SmallModel(args={"widths": (4, 4, 6), "bandwidths": (8, 8, 4), "knots": (4, 4, 3)}, sizes={2: (16, 18)}),
