@@ -131,6 +131,19 @@ def test_matrices_rotate_harmonics_and_compose(dtype):
     torch.testing.assert_close(whole @ whole.mT, torch.eye(81, dtype=dtype).expand_as(whole), rtol=0, atol=TOLERANCE[dtype])
 
 
+@pytest.mark.parametrize(("lmax", "mmax"), [(0, None), (3, None), (4, 2), (3, 0)])
+def test_one_matrix_holds_all_blocks(lmax, mmax):
+    turns = rotations().view(4, 11, 3, 3)
+    blocks = wigner.wigner(lmax, turns, mmax=mmax)
+    whole = wigner.wigner_matrix(lmax, turns, mmax=mmax)
+    assert torch.equal(whole, wigner.block_diagonal(blocks))
+    by_order = wigner.wigner_matrix(lmax, turns, mmax=mmax, by_order=True)
+    assert torch.equal(by_order[..., order.from_m_order(lmax, mmax), :], whole)
+    one = turns[0, 0].clone().requires_grad_()
+    weights = torch.randn(by_order.shape[-2:])
+    assert torch.autograd.gradcheck(lambda r: (wigner.wigner_matrix(lmax, r, mmax=mmax, by_order=True) * weights).sum(), one)
+
+
 def test_the_first_degree_is_the_rotation_itself():
     turns = rotations().view(4, 11, 3, 3)
     zero, one = wigner.wigner(1, turns)
@@ -181,8 +194,9 @@ def test_gradients_are_finite_everywhere(dtype):
 def test_matrices_can_be_exported():
     class Blocks(torch.nn.Module):
         def forward(self, vectors):
-            return wigner.block_diagonal(wigner.wigner(3, wigner.edge_rotation(vectors), mmax=2))
+            return wigner.wigner_matrix(3, wigner.edge_rotation(vectors), mmax=2)
 
     vectors = directions()
+    assert torch.equal(Blocks()(vectors), wigner.block_diagonal(wigner.wigner(3, wigner.edge_rotation(vectors), mmax=2)))
     program = torch.export.export(Blocks(), (vectors[:5],), dynamic_shapes=({0: torch.export.Dim("edges", min=2)},))
     torch.testing.assert_close(program.module()(vectors), Blocks()(vectors))

@@ -43,19 +43,28 @@ def wigner(lmax: int, rotation: Tensor, *, mmax: int | None = None) -> list[Tens
         For ``l = 0..lmax`` a tensor ``(..., 2 min(l, mmax) + 1, 2l + 1)``; they are views of one.
     """
     plan = _plan(lmax, order.check(lmax, mmax))
-    entries = rotation.reshape(-1, 9).t()
-    real, imaginary, cosine = (_like(plan.halves, entries) @ entries).split([5, 5, 1])
-    real, imaginary = _angular(plan, *_powers(lmax, real, imaginary))
-    polynomials = _polynomials(lmax, plan, cosine)
-    shared = _like(plan.shared, entries)
-    real, imaginary = real.index_select(0, shared) * polynomials, imaginary.index_select(0, shared) * polynomials
-    same, opposite, alone = plan.counts
-    u, v, single = real.split([same, opposite, alone])
-    u_imaginary, v_imaginary, single_imaginary = imaginary.split([same, opposite, alone])
-    rows = torch.cat([u + v, u - v, u_imaginary + v_imaginary, v_imaginary - u_imaginary, single, single_imaginary])
-    flat = _Transposed.apply(rows.index_select(0, _like(plan.places, entries)))
-    blocks = flat.split([high * wide for high, wide in plan.shapes], -1)
+    blocks = _flat(lmax, plan, rotation).split([high * wide for high, wide in plan.shapes], -1)
     return [block.reshape(*rotation.shape[:-2], *shape) for block, shape in zip(blocks, plan.shapes, strict=True)]
+
+
+def wigner_matrix(lmax: int, rotation: Tensor, *, mmax: int | None = None, by_order: bool = False) -> Tensor:
+    """Return what :func:`wigner` does as one matrix, which rotates faster than its blocks one by one.
+
+    Args:
+        lmax: Highest degree.
+        rotation: Rotation matrices, ``(..., 3, 3)``.
+        mmax: Which rows are made, those with ``|m| <= mmax``; all if ``None``.
+        by_order: Whether rows stand by order instead of by degree; see :mod:`~.order`.
+
+    Returns:
+        ``(..., K, (lmax + 1) ** 2)`` with ``K`` as :func:`~.order.size` says. ``matrix @ x`` takes coefficients into the turned frame,
+        ``matrix.mT @ y`` takes them back.
+    """
+    plan = _plan(lmax, order.check(lmax, mmax))
+    flat = _flat(lmax, plan, rotation)
+    rows, columns = order.size(lmax, mmax), (lmax + 1) ** 2
+    whole = flat.new_zeros(flat.shape[0], rows * columns)
+    return whole.index_copy_(1, _like(plan.by_order if by_order else plan.by_degree, flat), flat).view(*rotation.shape[:-2], rows, columns)
 
 
 def block_diagonal(blocks: Sequence[Tensor]) -> Tensor:
@@ -90,6 +99,21 @@ def edge_rotation(vectors: Tensor) -> Tensor:
     second = torch.stack([x, y, z], -1)
     third = torch.stack([mixed, -z, sign - sign * side * side * share], -1)
     return torch.stack([first, second, third], -2)
+
+
+def _flat(lmax: int, plan: _Plan, rotation: Tensor) -> Tensor:
+    """Return the entries of all blocks, row by row, ``(N, entries)``."""
+    entries = rotation.reshape(-1, 9).t()
+    real, imaginary, cosine = (_like(plan.halves, entries) @ entries).split([5, 5, 1])
+    real, imaginary = _angular(plan, *_powers(lmax, real, imaginary))
+    polynomials = _polynomials(lmax, plan, cosine)
+    shared = _like(plan.shared, entries)
+    real, imaginary = real.index_select(0, shared) * polynomials, imaginary.index_select(0, shared) * polynomials
+    same, opposite, alone = plan.counts
+    u, v, single = real.split([same, opposite, alone])
+    u_imaginary, v_imaginary, single_imaginary = imaginary.split([same, opposite, alone])
+    rows = torch.cat([u + v, u - v, u_imaginary + v_imaginary, v_imaginary - u_imaginary, single, single_imaginary])
+    return _Transposed.apply(rows.index_select(0, _like(plan.places, entries)))
 
 
 class _Transposed(torch.autograd.Function):
@@ -151,6 +175,8 @@ class _Plan(NamedTuple):
         counts: How many of the three kinds.
         places: Which of the sums each entry of the blocks is, row by row, block by block.
         shapes: Of the blocks.
+        by_degree: Place of each entry in one matrix whose rows stand by degree.
+        by_order: The same for rows by order.
     """
 
     halves: np.ndarray
@@ -161,6 +187,8 @@ class _Plan(NamedTuple):
     counts: tuple[int, int, int]
     places: np.ndarray
     shapes: list[tuple[int, int]]
+    by_degree: np.ndarray
+    by_order: np.ndarray
 
 
 def _like(array: np.ndarray, like: Tensor) -> Tensor:
@@ -197,7 +225,15 @@ def _plan(lmax: int, mmax: int) -> _Plan:
         counts=(len(inner), len(inner), len(outer)),
         places=np.array(places),
         shapes=[(2 * min(degree, mmax) + 1, 2 * degree + 1) for degree in range(lmax + 1)],
+        by_degree=_in_matrix(lmax, np.arange(order.size(lmax, mmax)), order.degrees(lmax, mmax).numpy()),
+        by_order=_in_matrix(lmax, order.from_m_order(lmax, mmax).numpy(), order.degrees(lmax, mmax).numpy()),
     )
+
+
+def _in_matrix(lmax: int, rows: np.ndarray, degrees: np.ndarray) -> np.ndarray:
+    """Return the places of the entries of blocks whose rows, of the given degrees, become ``rows``."""
+    wide = (lmax + 1) ** 2
+    return np.concatenate([row * wide + np.arange(degree**2, (degree + 1) ** 2) for row, degree in zip(rows, degrees, strict=True)])
 
 
 def _halves() -> np.ndarray:
