@@ -12,7 +12,6 @@ import torch
 from cnnkit.errors import UsageError
 from cnnkit.options import RunOptions
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from cnnkit_equivariant import args, config
 from cnnkit_equivariant.classification.data import (
@@ -105,8 +104,9 @@ class Classification(Equivariant):
         return train_loader(cfg, samples, self.cfg.train.seed) if split == "train" else measuring_loader(cfg, samples, split)
 
     def losses(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Return the cross-entropy."""
-        return {"cross_entropy": F.cross_entropy(model(batch["x"]).float(), batch["target"])}
+        """Return the network's own losses, which for most are the cross-entropy."""
+        assert isinstance(model, Classifier)
+        return model.losses(batch["x"], batch["target"])
 
     def metric(self) -> ClassMetric:
         """Return accuracies."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar, NamedTuple
 
 import torch
 from cnnkit.errors import ConfigError, InputError
 from cnnkit.weights import Layout
 from torch import Tensor, nn
+from torch.nn import functional
 from torch_geometric.data import Data
 
 MOST_ELEMENTS = 119
@@ -51,6 +52,10 @@ class Classifier(GeometricModel):
     def forward(self, x: Tensor) -> Tensor:
         """Return logits ``(B, num_classes)``."""
 
+    def losses(self, x: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Return what is minimised by name: the cross-entropy, where a network has no other; ``target`` are classes ``(B,)``."""
+        return {"cross_entropy": functional.cross_entropy(self(x).float(), target)}
+
 
 class AtomicOutput(NamedTuple):
     """What a network says of every atom, before scale and references.
@@ -71,7 +76,7 @@ class Potential(GeometricModel):
     derivative by a strain over the volume. References and scale are buffers: fitted to the training data, they travel with the weights.
 
     Args:
-        elements: Symbols that it knows, in the order of their embedding.
+        elements: Symbols that it knows, in the order of their embedding; by default the first 89 of the periodic table.
         cutoff: Distance up to which atoms see each other, in A.
         direct: Whether it predicts forces by themselves; they cost no backward pass, and are not the gradient of an energy.
 
@@ -87,16 +92,17 @@ class Potential(GeometricModel):
     references: Tensor
     scale: Tensor
 
-    def __init__(self, *, elements: Sequence[str], cutoff: float, direct: bool = False) -> None:
+    def __init__(self, *, elements: Sequence[str] | None = None, cutoff: float, direct: bool = False) -> None:
         super().__init__()
-        from ase.data import atomic_numbers
+        from ase.data import atomic_numbers, chemical_symbols
 
+        elements = tuple(chemical_symbols[1:90] if elements is None else elements)
         unknown = [symbol for symbol in elements if symbol not in atomic_numbers or symbol == "X"]
         if unknown or not elements or len(set(elements)) != len(elements):
             raise ConfigError(f"elements={list(elements)} must be different chemical symbols, for example [Cu, O]")
         if not cutoff > 0:
             raise ConfigError(f"cutoff={cutoff} is no distance; accepted: more than 0 A")
-        self.elements, self.cutoff, self.direct = tuple(elements), float(cutoff), direct
+        self.elements, self.cutoff, self.direct = elements, float(cutoff), direct
         index = torch.full((MOST_ELEMENTS,), -1)
         index[[atomic_numbers[symbol] for symbol in elements]] = torch.arange(len(elements))
         self.register_buffer("element_index", index, persistent=False)
@@ -130,41 +136,59 @@ class Potential(GeometricModel):
             )
         return found
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Potential:
+        # References of elements are thousands of eV in some data: they stay double when the network becomes single.
+        kept = {name: self._buffers[name] for name in ("references", "scale")}
+        super()._apply(fn, recurse)
+        for name, value in kept.items():
+            if (moved := self._buffers[name]).dtype != torch.float64:
+                self._buffers[name] = value.to(moved.device)
+        return self
+
     def forward(self, graph: Data, *, forces: bool = True, stress: bool = False) -> dict[str, Tensor]:
         """Return ``energy (G,)`` in eV (float64), and if asked for ``forces (N, 3)`` in eV/A and ``stress (G, 3, 3)`` in eV/A^3.
 
-        The stress of a structure without a volume is zero. In training the results can be differentiated again.
+        Positions may be of another precision than the network: distances are taken in theirs. The stress of a structure without a
+        volume is zero. In training the results can be differentiated again; in evaluation those that took derivatives are detached,
+        and an energy alone is not.
         """
         follow = (forces and not self.direct) or stress
+        again = self.training and torch.is_grad_enabled()
         graphs = graph.cell.numel() // 9
         batch = graph.batch if graph.batch is not None else torch.zeros_like(graph.z)
-        with torch.enable_grad() if follow else torch.autograd.set_grad_enabled(torch.is_grad_enabled()):
+        with torch.set_grad_enabled(follow or torch.is_grad_enabled()):
             positions, cell = graph.pos, graph.cell.view(graphs, 3, 3).to(graph.pos.dtype)
             strain = torch.zeros_like(cell)
             if follow:
                 positions = positions.detach().requires_grad_()
-                strain.requires_grad_()
-            vectors = edge_vectors(positions, cell, strain, graph.edge_index, graph.shifts, batch)
+                strain.requires_grad_(stress)
+            vectors = edge_vectors(positions, cell, strain if stress else None, graph.edge_index, graph.shifts, batch)
             species = self.species(graph.z)
-            found = self.atomwise(species, vectors, graph.edge_index)
+            found = self.atomwise(species, vectors.to(self.dtype), graph.edge_index)
             atomic = self.references[species] + self.scale * found.energy.double()
             energy = torch.zeros(graphs, dtype=torch.float64, device=atomic.device).index_add(0, batch, atomic)
         result = {"energy": energy}
         if found.forces is not None and forces:
-            result["forces"] = self.scale.to(found.forces.dtype) * found.forces
+            result["forces"] = self.scale.to(graph.pos.dtype) * found.forces.to(graph.pos.dtype)
         if follow:
-            result |= self._derivatives(energy, positions, strain, cell, forces=forces and not self.direct, stress=stress)
-        if not (self.training and torch.is_grad_enabled()):
-            result = {name: value.detach() for name, value in result.items()} if follow and not torch.is_grad_enabled() else result
-        return result
+            result |= self._derivatives(energy, positions, strain, cell, forces=forces and not self.direct, stress=stress, again=again)
+        return result if again or not follow else {name: value.detach() for name, value in result.items()}
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the weights."""
+        return next(self.parameters()).dtype
 
     def _derivatives(
-        self, energy: Tensor, positions: Tensor, strain: Tensor, cell: Tensor, *, forces: bool, stress: bool
+        self, energy: Tensor, positions: Tensor, strain: Tensor, cell: Tensor, *, forces: bool, stress: bool, again: bool
     ) -> dict[str, Tensor]:
         wanted = [positions] * forces + [strain] * stress
-        slopes = torch.autograd.grad(
-            energy.sum(), wanted, create_graph=self.training and torch.is_grad_enabled(), allow_unused=True, materialize_grads=True
-        )
+        if energy.requires_grad:
+            # Of the energies themselves: under no_grad their sum would not know where it comes from.
+            ones = torch.ones_like(energy)
+            slopes = torch.autograd.grad(energy, wanted, ones, create_graph=again, allow_unused=True, materialize_grads=True)
+        else:  # Of frozen weights and atoms without neighbours.
+            slopes = tuple(torch.zeros_like(each) for each in wanted)
         result = {}
         if forces:
             result["forces"] = -slopes[0]
@@ -176,9 +200,12 @@ class Potential(GeometricModel):
         return result
 
 
-def edge_vectors(positions: Tensor, cell: Tensor, strain: Tensor, edge_index: Tensor, shifts: Tensor, batch: Tensor) -> Tensor:
+def edge_vectors(positions: Tensor, cell: Tensor, strain: Tensor | None, edge_index: Tensor, shifts: Tensor, batch: Tensor) -> Tensor:
     """Return the vectors ``(E, 3)`` from centre to neighbour of structures that a strain ``(G, 3, 3)`` deforms."""
     source, target = edge_index
-    offsets = torch.einsum("ec,ecd->ed", shifts.to(cell.dtype), cell[batch[target]])
-    vectors = positions[source] - positions[target] + offsets
-    return vectors + torch.einsum("ec,ecd->ed", vectors, strain[batch[target]])
+    structure = batch.index_select(0, target)
+    offsets = torch.einsum("ec,ecd->ed", shifts.to(cell.dtype), cell.index_select(0, structure))
+    vectors = positions.index_select(0, source) - positions.index_select(0, target) + offsets
+    if strain is None:
+        return vectors
+    return vectors + torch.einsum("ec,ecd->ed", vectors, strain.index_select(0, structure))
