@@ -15,14 +15,26 @@ _PLAIN: dict[str, object] = {"residual": False, "nonlinearity": "magnitude"}
 
 _SMALL_ESCN: dict[str, object] = {"resolution": 11}
 _OC20: dict[str, object] = {"cutoff": 12.0, "direct": True, "mmax": 2, "num_layers": 12, "sphere_channels": 128, "hidden_channels": 256}
-_OC20 |= {"edge_channels": 128, "gaussians": 600, "basis_width": 2.0, "taper": None, "neighbors": 1.0, "message_act": "sphere", "mirror": False}
+_OC20 |= {
+    "edge_channels": 128,
+    "gaussians": 600,
+    "basis_width": 2.0,
+    "taper": None,
+    "neighbors": 1.0,
+    "message_act": "sphere",
+    "mirror": False,
+}
 
 # What builds a network, and its variants by name: what it is, its figures, its arguments.
 NETWORKS: tuple[tuple[Entry, dict[str, tuple[str, Figures, dict[str, object]]]], ...] = (
     (
         Entry("cnnkit_equivariant.models.escn:ESCN", paper="escn", dims=(3,), layouts=("official",)),
         {
-            "escn": ("eSCN for CPUs: forces are the energy's gradient, messages end smoothly, mirror images are alike.", Figures(), _SMALL_ESCN),
+            "escn": (
+                "eSCN for CPUs: forces are the energy's gradient, messages end smoothly, mirror images are alike.",
+                Figures(),
+                _SMALL_ESCN,
+            ),
             "escn_direct": ("The same with forces that are predicted by themselves.", Figures(), {**_SMALL_ESCN, "direct": True}),
             "escn_l4_m2": (
                 "eSCN-L4-M2-Lay12 of OC20, with direct forces; messages end abruptly at the cutoff, as published.",
