@@ -31,6 +31,14 @@ SMALL: dict[str, SmallModel] = {
         f"equivariant/{name}": SmallModel(args={"depths": (1, 1), "widths": (4, 6)})
         for name in ("lorentz_resnet18", "hybrid_resnet18", "euclidean_resnet18", "lorentz_resnet_small")
     },
+    "equivariant/spherical_molecule": SmallModel(
+        args={"elements": ("Cu", "O"), "types": 2, "widths": (4, 4), "bandwidths": (3, 2), "knots": (2, 2), "hidden": 8},
+        sizes={3: (1, 2, 1)},
+    ),
+    "equivariant/spherical_molecule_qm9": SmallModel(
+        args={"elements": ("Cu", "O"), "types": 2, "widths": (4, 4), "bandwidths": (3, 2), "knots": (2, 2), "hidden": 8},
+        sizes={3: (1, 2, 1)},
+    ),
 }
 """The small form of each network of the manifest."""
 

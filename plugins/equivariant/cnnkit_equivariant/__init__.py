@@ -112,6 +112,24 @@ NETWORKS: tuple[tuple[Entry, dict[str, tuple[str, Figures, dict[str, object]]]],
         Entry("cnnkit_equivariant.models.nuft_cnn:NUFTCNN", paper="nuft-cnn"),
         {"nuft_cnn": ("Outlines by their exact spectrum: the number and order of their vertices mean nothing.", Figures(), {})},
     ),
+    (
+        Entry("cnnkit_equivariant.models.spherical_molecule:SphericalMolecule", paper="scaling-spherical-cnn", dims=(3,)),
+        {
+            "spherical_molecule": ("Spherical CNN for atoms: energies from pictures of the neighbours on a sphere.", Figures(), {}),
+            "spherical_molecule_qm9": (
+                "The same with the blocks that the paper's code trains on QM9, and its phase collapse.",
+                Figures(),
+                {
+                    "widths": (64, 128, 128, 256, 256),
+                    "bandwidths": (16, 8, 8, 4, 4),
+                    "knots": (8, 8, 8, 4, 4),
+                    "hidden": 256,
+                    "nonlinearity": "phase_collapse",
+                    "oversampling": 1.0,
+                },
+            ),
+        },
+    ),
 )
 
 PARTS: dict[str, Entry] = {

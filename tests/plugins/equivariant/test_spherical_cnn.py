@@ -139,7 +139,7 @@ def test_the_norm_is_batch_norm_over_the_sphere():
     torch.testing.assert_close(norm.eval()(x), y, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("layer", [PhaseCollapse(3), Magnitude(3), PhaseCollapse(3, smooth=1e-3)], ids=["collapse", "threshold", "smooth"])
+@pytest.mark.parametrize("layer", [PhaseCollapse(3), Magnitude(3), PhaseCollapse(3, power=2)], ids=["collapse", "threshold", "square"])
 def test_nonlinearities_do_not_see_the_local_frame(layer):
     """Turning the frame at a point by an angle turns spin 1 there; spin 0 of the result stays, spin 1 turns."""
     layer, x = stirred(layer).double(), torch.randn(2, 5, 4, 2, 3, dtype=torch.complex128)
@@ -179,6 +179,29 @@ def test_features_turn_with_the_input_the_better_the_finer_the_grid():
             (fields, grid), (moved, _) = model.eval().fields(x), model.fields(y)
         errors.append(apart(grid.analyse(moved), turned(grid.analyse(fields))))
     assert errors[0] < 0.1 and errors[1] < errors[0] / 2 and errors[2] < errors[1] / 2
+
+
+def test_squares_of_moduli_turn_exactly():
+    """The square of a field has twice its degrees, which grids of one and a half times the points still tell from what is kept."""
+    x, y = smooth_fields(20)
+    args = {"widths": (6, 6, 6), "bandwidths": (10, 10, 5), "knots": (4, 4, 3)}
+    for oversampling, bounds in ((1.5, (0, 1e-10)), (1.0, (1e-4, 1))):
+        torch.manual_seed(0)
+        model = stirred(SphericalCNN(nonlinearity="square_collapse", oversampling=oversampling, **args)).double()
+        model(x)
+        with torch.no_grad():
+            (fields, grid), (moved, _) = model.eval().fields(x), model.fields(y)
+        assert bounds[0] <= apart(grid.analyse(moved, 4), turned(grid.analyse(fields, 4))) <= bounds[1]
+
+
+def test_steady_norms_do_not_look_at_the_batch():
+    norm, x = SpectralBatchNorm(3, steady=True).double(), coefficients()
+    for _ in range(100):
+        norm(x)
+    both, alone = norm(x), norm(x[..., :1, :])
+    torch.testing.assert_close(both[..., :1, :], alone, rtol=1e-2, atol=1e-2)
+    plain = SpectralBatchNorm(3).double()
+    torch.testing.assert_close(both, plain(x), rtol=1e-3, atol=1e-3)
 
 
 def test_logits_do_not_change_under_rotations():
@@ -296,7 +319,7 @@ def test_other_shapes_are_refused(shape):
         ({"widths": (4,)}, "widths=.*accepted"),
         ({"spins": (1, 0)}, "0 first"),
         ({"spins": (0, 1, 1)}, "different"),
-        ({"nonlinearity": "relu"}, "phase_collapse, magnitude"),
+        ({"nonlinearity": "relu"}, "phase_collapse, square_collapse, magnitude"),
         ({"knots": (6, 6, 4, 0)}, "one positive number"),
     ],
 )

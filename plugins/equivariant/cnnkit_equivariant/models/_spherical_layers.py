@@ -81,14 +81,18 @@ class SpectralBatchNorm(nn.Module):
         zero: Whether the scale starts at zero, as at the end of a residual branch.
         momentum: Weight of a batch in the running statistics (the paper's code: 0.01, for trainings of many steps).
         eps: Added to the variance.
+        steady: Whether the running statistics normalise in training too. Then what is said of one sample does not depend on the others of
+            the batch, without which the gradient of one atom's energy would be a force on the atoms of other structures.
     """
 
     mean: Tensor
     variance: Tensor
 
-    def __init__(self, channels: int, *, spins: Spins = (0, 1), zero: bool = False, momentum: float = 0.1, eps: float = 1e-5) -> None:
+    def __init__(
+        self, channels: int, *, spins: Spins = (0, 1), zero: bool = False, momentum: float = 0.1, eps: float = 1e-5, steady: bool = False
+    ) -> None:
         super().__init__()
-        self.momentum, self.eps = momentum, eps
+        self.momentum, self.eps, self.steady = momentum, eps, steady
         start = torch.zeros(len(spins), channels, 2)
         start[..., 0] = 0.0 if zero else 1.0
         self.scale = nn.Parameter(start)
@@ -99,13 +103,15 @@ class SpectralBatchNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Normalise coefficients ``(S, M, L, B, C)``."""
         middle = x.shape[1] // 2
-        mean, variance = self.mean, self.variance
-        if self.training:
-            mean = torch.view_as_real(x[0, middle, 0].mean(0))
-            variance = torch.view_as_real(x[:, :, 1:]).square().sum((1, 2, 5)).mean(1) / (4 * math.pi)
+        mean, variance = self.mean.clone(), self.variance.clone()
+        if self.training and x.shape[3]:
+            now = torch.view_as_real(x[0, middle, 0].mean(0))
+            power = torch.view_as_real(x[:, :, 1:]).square().sum((1, 2, 5)).mean(1) / (4 * math.pi)
             with torch.no_grad():
-                self.mean.lerp_(mean, self.momentum)
-                self.variance.lerp_(variance, self.momentum)
+                self.mean.lerp_(now, self.momentum)
+                self.variance.lerp_(power, self.momentum)
+            if not self.steady:
+                mean, variance = now, power
         factor = torch.view_as_complex(self.scale) * (variance + self.eps).rsqrt()
         normal = x * factor[:, None, None, None]
         # The mean of a field is its first coefficient over the square root of the sphere's area; as the paper's code we leave that out.
@@ -119,19 +125,20 @@ class PhaseCollapse(nn.Module):
     Args:
         channels: Channels of each spin.
         spins: The spins, 0 first.
-        smooth: Added to the squared modulus: a modulus has no slope at zero, and with a little of this it has.
+        power: Of the modulus. Its square, half of which is taken, is smooth, and has no more than twice the degrees of the field, so that
+            on a grid one and a half times as fine as the field needs (``oversampling``) no error under rotations is left.
     """
 
-    def __init__(self, channels: int, *, spins: Spins = (0, 1), smooth: float = 0.0) -> None:
+    def __init__(self, channels: int, *, spins: Spins = (0, 1), power: int = 1) -> None:
         super().__init__()
-        self.smooth = smooth
+        self.power = power
         self.value = complex_parameter(channels, channels, variance=1 / channels)
         self.moduli = complex_parameter(len(spins), channels, channels, variance=1 / (len(spins) * channels))
         self.bias = nn.Parameter(torch.zeros(channels, 2))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map fields ``(S, W, H, B, C)`` to fields of the same shape."""
-        modulus = x.abs() if not self.smooth else (torch.view_as_real(x).square().sum(-1) + self.smooth).sqrt()
+        modulus = x.abs() if self.power == 1 else 0.5 * torch.view_as_real(x).square().sum(-1)
         kept = x[0] @ torch.view_as_complex(self.value)
         collapsed = (modulus.flatten(1, 3) @ self.moduli.flatten(2)).sum(0).view(*kept.shape, 2)
         mixed = 0.5 * (kept + torch.view_as_complex(collapsed)) + torch.view_as_complex(self.bias)
@@ -159,10 +166,10 @@ class Magnitude(nn.Module):
         return torch.cat([first, x[1:] * (F.relu(modulus + self.threshold) / (modulus + 1e-6))])
 
 
-NONLINEARITIES = ("phase_collapse", "magnitude")
+NONLINEARITIES = ("phase_collapse", "square_collapse", "magnitude")
 
 
-def nonlinearity(name: str, channels: int, spins: Spins, smooth: float = 0.0) -> nn.Module:
+def nonlinearity(name: str, channels: int, spins: Spins) -> nn.Module:
     """Return the layer of that name.
 
     Raises:
@@ -170,7 +177,9 @@ def nonlinearity(name: str, channels: int, spins: Spins, smooth: float = 0.0) ->
     """
     if name not in NONLINEARITIES:
         raise ConfigError(f"nonlinearity={name!r} is not known; accepted: {', '.join(NONLINEARITIES)}")
-    return PhaseCollapse(channels, spins=spins, smooth=smooth) if name == "phase_collapse" else Magnitude(channels, spins=spins)
+    if name == "magnitude":
+        return Magnitude(channels, spins=spins)
+    return PhaseCollapse(channels, spins=spins, power=1 if name == "phase_collapse" else 2)
 
 
 class Block(nn.Module):
@@ -188,7 +197,7 @@ class Block(nn.Module):
         residual: Whether there is a residual branch, which needs equal spins.
         kind: Name of the nonlinearity.
         oversampling: Rings of the grid, in units of the ``2 bandwidth`` that the coefficients need.
-        smooth: See :class:`PhaseCollapse`.
+        steady: See :class:`SpectralBatchNorm`.
 
     Shapes:
         input: Coefficients ``(S, M, L, B, C)``.
@@ -207,7 +216,7 @@ class Block(nn.Module):
         residual: bool = False,
         kind: str = "phase_collapse",
         oversampling: float = 1.0,
-        smooth: float = 0.0,
+        steady: bool = False,
     ) -> None:
         super().__init__()
         if residual and spins_in != spins_out:
@@ -215,16 +224,16 @@ class Block(nn.Module):
         self.grid = SphereTransform(bandwidth - 1, rings=max(2, math.ceil(2 * bandwidth * oversampling)), spins=spins_out)
         shape = {"bandwidth": bandwidth, "spins_out": spins_out, "knots": knots}
         self.conv = SphericalConv(in_channels, out_channels, spins_in=spins_in, **shape)  # type: ignore[arg-type]
-        self.norm = SpectralBatchNorm(out_channels, spins=spins_out)
-        self.act = nonlinearity(kind, out_channels, spins_out, smooth)
+        self.norm = SpectralBatchNorm(out_channels, spins=spins_out, steady=steady)
+        self.act = nonlinearity(kind, out_channels, spins_out)
         self.residual = residual
         if residual:
             self.conv2 = SphericalConv(out_channels, out_channels, spins_in=spins_out, **shape)  # type: ignore[arg-type]
-            self.norm2 = SpectralBatchNorm(out_channels, spins=spins_out, zero=True)
-            self.act2 = nonlinearity(kind, out_channels, spins_out, smooth)
+            self.norm2 = SpectralBatchNorm(out_channels, spins=spins_out, zero=True, steady=steady)
+            self.act2 = nonlinearity(kind, out_channels, spins_out)
             # One real matrix for all degrees and spins. The paper's code adds a bias to every coefficient, which no rotation commutes with.
             self.shortcut = nn.Parameter(torch.randn(in_channels, out_channels) / math.sqrt(in_channels))
-            self.shortcut_norm = SpectralBatchNorm(out_channels, spins=spins_out)
+            self.shortcut_norm = SpectralBatchNorm(out_channels, spins=spins_out, steady=steady)
 
     def forward(self, coefficients: Tensor) -> Tensor:
         """Map coefficients to fields."""
@@ -236,10 +245,17 @@ class Block(nn.Module):
         return self.act2(self.grid.synthesise(shortcut + branch))
 
 
-def invariants(fields: Tensor, grid: SphereTransform) -> Tensor:
-    """Return what no rotation changes, ``(B, S C)`` of fields ``(S, W, H, B, C)``: the mean of spin 0, mean moduli of the others."""
+def invariants(fields: Tensor, grid: SphereTransform, *, power: int = 1) -> Tensor:
+    """Return what no rotation changes, ``(B, S C)`` of fields ``(S, W, H, B, C)``: the mean of spin 0, mean moduli of the others.
+
+    Args:
+        fields: The fields.
+        grid: The transform of their grid.
+        power: Of the moduli.
+    """
     weights = torch.as_tensor(ring_weights(grid.rings, poles=grid.poles) / 2, dtype=fields.real.dtype, device=fields.device)
-    values = torch.cat([fields[:1].real, fields[1:].abs()]).mean(1)
+    moduli = fields[1:].abs() if power == 1 else torch.view_as_real(fields[1:]).square().sum(-1)
+    values = torch.cat([fields[:1].real, moduli]).mean(1)
     return torch.einsum("shbc,h->bsc", values, weights).flatten(1)
 
 

@@ -75,9 +75,9 @@ class SphericalCNN(Classifier):
         knots: Degrees at which the filters of each block are given.
         spins: Spins of the features, 0 first; ``(0,)`` leaves zonal filters, the spherical CNN of Esteves et al. (2018).
         residual: Whether blocks after the first are residual.
-        nonlinearity: ``"phase_collapse"`` or ``"magnitude"``.
+        nonlinearity: ``"phase_collapse"``, ``"square_collapse"`` (squares of the moduli) or ``"magnitude"``.
         oversampling: Points of the grids on which nonlinearities act, per direction, in units of what the bandwidth needs: 2 costs four
-            times as much, and the error under rotations falls.
+            times as much, and the error under rotations falls; of squares there is none from 1.5 on, but for the classifier's moduli.
         poles: Whether the first and last ring of the input are the poles.
         drop_rate: Dropout before the classifier.
 
