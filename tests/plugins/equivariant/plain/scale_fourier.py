@@ -101,17 +101,23 @@ class Network(nn.Module):
             nn.Linear(hidden, classes),
         ).double()
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the features, and the logits at each resolution from the smallest."""
+    def before(self, x: Tensor) -> Tensor:
+        """Return the spectrum that the last activation takes."""
         spectrum = torch.fft.fft2(x, norm="forward")
         for number in range(self.depth):
-            local, mix, activation = (self.get_submodule(f"{name}{number}") for name in ("L", "conv", "NL"))
-            before = local(spectrum) + mix(spectrum)
-            spectrum = activation(before)
-        last = torch.fft.ifft2(before, norm="forward").real
-        sizes = [2 * activation.pool * radius + 1 for radius in range(spectrum.shape[-1] // 2 + 1)]
-        logits = torch.stack([self.res_dict(activation.at(last, size).mean((-2, -1))) for size in sizes])
-        return torch.fft.ifft2(spectrum, norm="forward").real, logits
+            spectrum = self.get_submodule(f"NL{number - 1}")(spectrum) if number else spectrum
+            spectrum = self.get_submodule(f"L{number}")(spectrum) + self.get_submodule(f"conv{number}")(spectrum)
+        return spectrum
+
+    def features(self, x: Tensor) -> Tensor:
+        """Return the last activation's pictures."""
+        return torch.fft.ifft2(self.get_submodule(f"NL{self.depth - 1}")(self.before(x)), norm="forward").real
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits at each resolution, from the smallest."""
+        last, activation = torch.fft.ifft2(self.before(x), norm="forward").real, self.get_submodule(f"NL{self.depth - 1}")
+        sizes = range(1, last.shape[-1] + 1, 2 * activation.pool)
+        return torch.stack([self.res_dict(activation.at(last, size).mean((-2, -1))) for size in sizes])
 
 
 def ours(state: dict[str, Tensor]) -> dict[str, Tensor]:
