@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from cnnkit.plugin import get
 from cnnkit.testing.compare import assert_figures, assert_near, without_gradient
 from cnnkit.weights import load_weights
 from cnnkit_equivariant.models._so2_block import Gate, SphereAct
-from cnnkit_equivariant.models.escn import ESCN
+from cnnkit_equivariant.models.escn import ESCN, LayerBlock
 from torch import Tensor
 
 pytestmark = pytest.mark.paper("escn")
@@ -105,15 +105,15 @@ def test_a_message_is_a_tensor_product_with_the_harmonics_of_the_edge(mirror: bo
     lmax, channels, count = 3, 1, 400
     torch.manual_seed(0)
     model = ESCN(elements=("H",), lmax=lmax, sphere_channels=channels, hidden_channels=6, num_layers=2, mirror=mirror).double()
-    block = model.layer_blocks[1].message_block
+    block = cast(LayerBlock, model.layer_blocks[1]).message_block
     vectors = torch.nn.functional.normalize(torch.randn(count, 3, dtype=torch.float64), dim=1)
     x = torch.randn(count, (lmax + 1) ** 2, channels, dtype=torch.float64)
     zero = torch.zeros(count, dtype=torch.long)
     with torch.no_grad():
         turn = model._turn(vectors)
         edge = block.edge_block(model.distance_expansion(torch.full((count,), 2.0, dtype=torch.float64)), zero, zero)
-        mixed, _ = block._mix([turn @ x, turn @ x], edge)
-        found = (turn.mT @ mixed)[..., 0]
+        parts, _ = block._mix([turn @ x, turn @ x], edge)
+        found = (turn.mT @ torch.cat(parts, 1)[..., None])[..., 0]
     harmonics = o3.spherical_harmonics(list(range(2 * lmax + 1)), vectors, True)
     for out in range(lmax + 1):
         products = []
@@ -153,13 +153,17 @@ def test_gates_are_equivariant_and_the_grid_is_not_quite() -> None:
     places = order.to_m_order(lmax)
     matrix = block_diagonal(wigner(lmax, roll))[0][places][:, places]
     x = 2 * torch.randn(10, 9, channels, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    extra, weights = torch.randn(10, lmax * channels, dtype=torch.float64), torch.ones(10, 1, 1, dtype=torch.float64)
+    extra, weights = torch.randn(10, lmax * channels, dtype=torch.float64), torch.ones(10, 1, dtype=torch.float64)
 
     def error(act: Any, extra: Tensor) -> float:
-        return float((act(matrix @ x, extra, weights) - matrix @ act(x, extra, weights)).abs().max())
+        def apply(x: Tensor) -> Tensor:
+            found: Tensor = act(x.flatten(1).split([rows * channels for rows in (3, 2, 2, 1, 1)], 1), extra, weights)
+            return found
 
-    assert error(Gate(channels, lmax, lmax), extra) < 1e-14
-    coarse, fine = (error(SphereAct(lmax, lmax, (size // 2 + 1, size)), extra[:, :0]) for size in (7, 25))
+        return float((apply(matrix @ x) - matrix @ apply(x)).abs().max())
+
+    assert error(Gate(channels, lmax), extra) < 1e-14
+    coarse, fine = (error(SphereAct(channels, lmax, lmax, (size // 2 + 1, size)), extra[:, :0]) for size in (7, 25))
     assert 1e-3 < coarse < 0.3 and fine < 1e-3 * coarse
 
 

@@ -138,11 +138,10 @@ class Potential(GeometricModel):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Potential:
         # References of elements are thousands of eV in some data: they stay double when the network becomes single.
-        kept = {name: self._buffers[name] for name in ("references", "scale")}
+        references, scale = self.references, self.scale
         super()._apply(fn, recurse)
-        for name, value in kept.items():
-            if (moved := self._buffers[name]).dtype != torch.float64:
-                self._buffers[name] = value.to(moved.device)
+        if self.references.dtype != torch.float64:
+            self.references, self.scale = references.to(self.references.device), scale.to(self.scale.device)
         return self
 
     def forward(self, graph: Data, *, forces: bool = True, stress: bool = False) -> dict[str, Tensor]:

@@ -65,13 +65,15 @@ class OrderConv(nn.Module):
 
     def forward(self, plus: Tensor, minus: Tensor, gates: Tensor, so_far: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
         """Return what ``+m`` and ``-m`` become, ``(E, channels)`` each, added to what is there so far."""
+        one, other = so_far or (None, None)
         if self.mirror:
-            one, other = self.fc1_r(plus) * gates, self.fc1_r(minus) * gates
-            return tuple(_add_linear(old, new, self.fc2_r.weight) for old, new in zip(so_far or (None, None), (one, other), strict=True))
+            return (
+                _add_linear(one, self.fc1_r(plus) * gates, self.fc2_r.weight),
+                _add_linear(other, self.fc1_r(minus) * gates, self.fc2_r.weight),
+            )
         first = torch.cat([self.fc1_r.weight, self.fc1_i.weight])
         plus_r, plus_i = (functional.linear(plus, first) * gates).chunk(2, 1)
         minus_r, minus_i = (functional.linear(minus, first) * gates).chunk(2, 1)
-        one, other = so_far or (None, None)
         one = _add_linear(_add_linear(one, plus_r, self.fc2_r.weight), minus_i, self.fc2_i.weight, sign=-1)
         other = _add_linear(_add_linear(other, minus_r, self.fc2_r.weight), plus_i, self.fc2_i.weight)
         return one, other
@@ -108,9 +110,14 @@ class SO2Block(nn.Module):
         self.so2_conv = nn.ModuleList(OrderConv((lmax + 1 - m) * channels, hidden, edge_channels, mirror=mirror) for m in orders)
 
     @property
+    def convs(self) -> list[OrderConv]:
+        """The maps of the orders above 0."""
+        return [conv for conv in self.so2_conv if isinstance(conv, OrderConv)]
+
+    @property
     def gates(self) -> list[nn.Linear]:
         """What makes the gates, order by order."""
-        return [self.fc1_dist0, *(conv.fc1_dist for conv in self.so2_conv)]
+        return [self.fc1_dist0, *(conv.fc1_dist for conv in self.convs)]
 
 
 class Gate(nn.Module):
@@ -119,41 +126,48 @@ class Gate(nn.Module):
     Args:
         channels: Channels of a feature.
         lmax: Highest degree.
-        mmax: Highest order; coefficients come by order.
     """
 
-    places: Tensor
-
-    def __init__(self, channels: int, lmax: int, mmax: int) -> None:
+    def __init__(self, channels: int, lmax: int) -> None:
         super().__init__()
         self.channels, self.extra = channels, lmax * channels
-        self.register_buffer("places", order.degrees(lmax, mmax, by_order=True)[1:] - 1, persistent=False)
 
-    def forward(self, x: Tensor, extra: Tensor, weights: Tensor) -> Tensor:
-        """Return the coefficients ``x (E, K, channels)`` after the gates ``extra (E, lmax * channels)``, times ``weights (E, 1, 1)``."""
-        scalars, rest = x.split([1, x.shape[1] - 1], 1)
-        gates = extra.sigmoid().unflatten(1, (-1, self.channels)) * weights
-        return torch.cat([functional.silu(scalars) * weights, rest * gates.index_select(1, self.places)], 1)
+    def forward(self, parts: Sequence[Tensor], extra: Tensor, weights: Tensor) -> Tensor:
+        """Return the coefficients after the gates, ``(E, kept, channels)``.
+
+        Args:
+            parts: Coefficients by order, ``(E, degrees * channels)`` each: of 0, +1, -1, +2, ...
+            extra: ``(E, lmax * channels)``.
+            weights: What the result is multiplied by, ``(E, 1)``.
+        """
+        scalars = parts[0].narrow(1, 0, self.channels)
+        gates = torch.cat([scalars, extra], 1).sigmoid() * weights  # SiLU is a gate, too: of a scalar by itself.
+        width = gates.shape[1]
+        gated = [part * gates.narrow(1, width - part.shape[1], part.shape[1]) for part in parts]
+        return torch.cat(gated, 1).unflatten(1, (-1, self.channels))
 
 
 class SphereAct(nn.Module):
     """SiLU at the points of a grid on the sphere, as the paper has it: equivariant as far as the grid resolves the result.
 
     Args:
+        channels: Channels of a feature.
         lmax: Highest degree.
-        mmax: Highest order; coefficients come by order.
+        mmax: Highest order.
         resolution: Points along colatitude and longitude.
     """
 
     extra = 0
 
-    def __init__(self, lmax: int, mmax: int, resolution: tuple[int, int]) -> None:
+    def __init__(self, channels: int, lmax: int, mmax: int, resolution: tuple[int, int]) -> None:
         super().__init__()
+        self.channels = channels
         self.grid = SphereGrid(lmax, mmax, resolution, by_order=True)
 
-    def forward(self, x: Tensor, extra: Tensor, weights: Tensor) -> Tensor:
-        """Return the coefficients ``x (E, K, channels)`` of the function after SiLU, times ``weights (E, 1, 1)``."""
-        return self.grid.from_grid(functional.silu(self.grid.to_grid(x))) * weights
+    def forward(self, parts: Sequence[Tensor], extra: Tensor, weights: Tensor) -> Tensor:
+        """Return the coefficients of the function after SiLU; see :meth:`Gate.forward`, but for ``extra``, of which there is none."""
+        x = torch.cat(list(parts), 1).unflatten(1, (-1, self.channels))
+        return self.grid.from_grid(functional.silu(self.grid.to_grid(x))) * weights[:, None]
 
 
 class MessageBlock(nn.Module):
@@ -202,18 +216,18 @@ class MessageBlock(nn.Module):
             x: Coefficients of the atoms by degree, ``(N, (lmax + 1) ** 2, channels)``, or ``(N, 1, channels)`` if all are scalars.
             species: Elements of the atoms, ``(N,)``.
             basis: Of the length of the edges, ``(E, count)``.
-            weights: Of the edges, ``(E, 1, 1)``.
+            weights: Of the edges, ``(E, 1)``.
             edge_index: ``(2, E)``.
             turn: Into the frame of each edge, from coefficients by degree to such by order, ``(E, kept, (lmax + 1) ** 2)``.
         """
         source, target = edge_index
         edge = self.edge_block(basis, species.index_select(0, source), species.index_select(0, target))
         turn = turn[:, : self.rows[0]] if self.scalars else turn
-        mixed, extra = self._mix([x.index_select(0, end) if self.scalars else turn @ x.index_select(0, end) for end in edge_index], edge)
-        return sum_to_centres(turn.mT @ self.act(mixed, extra, weights), target, len(x))
+        parts, extra = self._mix([x.index_select(0, end) if self.scalars else turn @ x.index_select(0, end) for end in edge_index], edge)
+        return sum_to_centres(turn.mT @ self.act(parts, extra, weights), target, len(x))
 
-    def _mix(self, ends: Sequence[Tensor], edge: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the coefficients by order that both ends ``(E, kept, channels)`` make together, and the extra scalars."""
+    def _mix(self, ends: Sequence[Tensor], edge: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Return what both ends ``(E, kept, channels)`` make together, order by order, and the extra scalars."""
         blocks = (self.so2_block_source, self.so2_block_target)
         makers = [maker for block in blocks for maker in block.gates]
         gates = functional.silu(
@@ -226,9 +240,8 @@ class MessageBlock(nn.Module):
         for block, x in zip(blocks, ends, strict=True):
             first, *rest = x.split([1 if self.scalars else self.rows[0], *signed], 1)
             middle = _add_linear(middle, block.fc1_m0(first.flatten(1)) * next(parts), block.fc2_m0.weight)
-            for at, conv in enumerate(block.so2_conv):
+            for at, conv in enumerate(block.convs):
                 pairs[at] = conv(rest[2 * at].flatten(1), rest[2 * at + 1].flatten(1), next(parts), pairs[at])
         assert middle is not None
         zonal, extra = middle.split([self.rows[0] * self.channels, self.act.extra], 1)
-        outer = [part for pair in pairs if pair is not None for part in pair]
-        return torch.cat([zonal, *outer], 1).unflatten(1, (-1, self.channels)), extra
+        return [zonal, *(part for pair in pairs if pair is not None for part in pair)], extra

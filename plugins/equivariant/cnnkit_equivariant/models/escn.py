@@ -102,6 +102,7 @@ class ESCN(Potential):
         ConfigError: If an argument is out of its range.
     """
 
+    by_order: Tensor
     layouts = (Layout("official", lambda keys: any(key.endswith("sphere_points") for key in keys), lambda state: _from_official(state)),)
 
     def __init__(
@@ -144,7 +145,9 @@ class ESCN(Potential):
                 mmax,
                 basis=self.distance_expansion,
                 elements=len(self.elements),
-                act=Gate(sphere_channels, lmax, top) if message_act == "gate" else SphereAct(lmax, top, (resolution // 2 + 1, longitudes)),
+                act=Gate(sphere_channels, lmax)
+                if message_act == "gate"
+                else SphereAct(sphere_channels, lmax, top, (resolution // 2 + 1, longitudes)),
                 mirror=mirror,
                 scalars=number == 0,
             )
@@ -175,7 +178,7 @@ class ESCN(Potential):
         distances, apart = lengths(vectors)
         falling = torch.ones_like(distances) if self.taper is None else envelope(distances, self.cutoff, power=self.taper)
         # Atoms at the same place have no direction between them: no message could turn with the structure.
-        weights = torch.where(apart, falling / self.neighbors, 0.0)[:, None, None]
+        weights = torch.where(apart, falling / self.neighbors, 0.0)[:, None]
         basis, turn = self.distance_expansion(distances), self._turn(vectors)
         x = self.sphere_embedding(species)[:, None]
         for layer in self.layer_blocks:
