@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cnnkit_equivariant import args, config
-from cnnkit_equivariant.atoms.adsorption import EXAMPLE, compare, start
+from cnnkit_equivariant.atoms.adsorption import EXAMPLE, FMAX, compare, start
 from cnnkit_equivariant.atoms.data import Graphs, as_graph, facts, frames, known_rows, small_structures, train_loader, whole_loader
 from cnnkit_equivariant.atoms.files import Frame, read_frames
 from cnnkit_equivariant.atoms.metrics import AtomsMetric
@@ -147,7 +147,7 @@ class Atomistic(Equivariant):
         run = batch["run"]
         model.to(torch.float64 if run.dtype == "float64" else torch.float32)
         chosen = known_frames(model, batch["frames"], run.name)
-        return [relax_frames(model, chosen, run) if run.relax or "what" in batch else label_frames(model, chosen, run)]
+        return [relax_frames(model, chosen, run) if run.relax else label_frames(model, chosen, run)]
 
     def read(self, run: RunOptions) -> Iterable[Batch]:
         """Yield the structures of each file."""
@@ -162,17 +162,20 @@ class Atomistic(Equivariant):
     # The example.
 
     def example(self, run: RunOptions) -> Iterable[Batch]:
-        """Yield an adsorbate on a slab that was not trained on, off its site.
+        """Yield an adsorbate on a slab that was not trained on, off its site, to be relaxed.
 
         Raises:
             UsageError: If the network does not know its elements.
         """
+        assert isinstance(run, args.Run)
         missing = sorted({EXAMPLE.metal, *EXAMPLE.adsorbate} - set(self.elements))
         if missing:
             raise UsageError(f"the example holds {', '.join(missing)}, which this network was not trained on; name an input")
-        yield {"frames": [Frame(0, start(EXAMPLE))], "run": run, "what": EXAMPLE}
+        # Ends are compared to hundredths of an A, which looser forces would not pin down.
+        run = replace(run, relax=True, forces=True, fmax=min(run.fmax, FMAX))
+        yield {"frames": [Frame(0, start(EXAMPLE))], "run": run}
 
     def summarise(self, predictions: Sequence[Relaxed], batch: Batch, run: RunOptions) -> dict[str, Any]:
         """Return where the network's relaxation and that of EMT end."""
-        assert isinstance(run, args.Run)
-        return compare(batch["what"], predictions[0].relaxations[0], fmax=run.fmax, steps=run.steps).summary()
+        own = batch["run"]
+        return compare(EXAMPLE, predictions[0].relaxations[0], fmax=own.fmax, steps=own.steps).summary()
