@@ -3,7 +3,7 @@
 A divided difference divides by the distances of its nodes, and they coincide often: for ``k = 0``, for edges at right angles to ``k``, for
 degenerate simplices. By the Hermite-Genocchi formula it is an integral that has no such places. Here a recurrence over sorted nodes
 computes it where they lie apart, and a power series where they do not. Its derivatives are means of the same kind, of one node more.
-Everything is in real arithmetic: complex exponentials and products cost several times as much.
+Everything is in real arithmetic, and in place: complex exponentials and products cost several times as much.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from torch import Tensor
 Pair = tuple[Tensor, Tensor]
 
 NEAR = 1.0
-"""Spread of ``s``, in radians, below which the series takes over from the recurrence."""
+"""Spread of the nodes, in radians, below which the series takes over from the recurrence, which loses digits by its inverse."""
 
-TERMS = {torch.float32: 12, torch.float64: 19}
+TERMS = {torch.float32: 11, torch.float64: 18}
 """Terms of the series after which nothing is left to add within :data:`NEAR`."""
 
 
@@ -39,22 +39,32 @@ def _series(nodes: Sequence[Tensor]) -> Pair:
 
     ``h_n`` are the complete homogeneous symmetric polynomials; they follow from the elementary ones, the first of which is 0 here.
     """
-    count = len(nodes)
-    middle = torch.stack(tuple(nodes)).mean(0)
-    elementary = [torch.ones_like(middle)] + [torch.zeros_like(middle) for _ in nodes]
-    for done, node in enumerate(nodes):
-        deviation = node - middle
-        for order in range(done + 1, 0, -1):
-            elementary[order] = elementary[order] + deviation * elementary[order - 1]
-    signed = [(-1.0) ** (order + 1) * value for order, value in enumerate(elementary)]
+    count, dtype = len(nodes), nodes[0].dtype
+    middle = nodes[0].clone()
+    for node in nodes[1:]:
+        middle += node
+    middle /= count
+    deviations = [node - middle for node in nodes]
+    elementary = [torch.ones_like(middle), deviations[0].clone()]
+    for deviation in deviations[1:]:
+        elementary.append(elementary[-1] * deviation)
+        for order in range(len(elementary) - 2, 0, -1):
+            elementary[order].addcmul_(elementary[order - 1], deviation)
+    for order in range(2, count + 1, 2):  # Their signs in the recurrence.
+        elementary[order].neg_()
     complete = [elementary[0], torch.zeros_like(middle)]
-    even, odd = complete[0] / math.factorial(count - 1), complete[1]
-    for n in range(2, TERMS.get(middle.dtype, TERMS[torch.float64])):
-        complete.append(sum((signed[order] * complete[n - order] for order in range(2, min(n, count) + 1)), torch.zeros_like(middle)))
-        term = complete[n] * ((-1.0) ** (n // 2) / math.factorial(n + count - 1))
-        even, odd = (even, odd - term) if n % 2 else (even + term, odd)
+    even, odd = torch.full_like(middle, 1 / math.factorial(count - 1)), torch.zeros_like(middle)
+    for n in range(2, TERMS.get(dtype, TERMS[torch.float64])):
+        complete.append(elementary[2] * complete[n - 2])
+        for order in range(3, min(n, count) + 1):
+            complete[n].addcmul_(elementary[order], complete[n - order])
+        scale = (-1.0) ** (n // 2) / math.factorial(n + count - 1)
+        if n % 2:
+            odd.sub_(complete[n], alpha=scale)
+        else:
+            even.add_(complete[n], alpha=scale)
     cos, sin = middle.cos(), middle.sin()
-    return cos * even + sin * odd, cos * odd - sin * even
+    return (cos * even).addcmul_(sin, odd), (cos * odd).addcmul_(sin, even, value=-1)
 
 
 def _mean(nodes: Sequence[Tensor]) -> Pair:
@@ -67,9 +77,9 @@ def _mean(nodes: Sequence[Tensor]) -> Pair:
     nodes = [node.reshape(-1) for node in _sorted(nodes)]
     level = []
     for low, high in itertools.pairwise(nodes):  # Of two nodes: exp(-i mean) sinc(half their distance).
-        half = (0.5 * (high - low)).clamp_min(1e-30)
-        middle, size = 0.5 * (high + low), half.sin() / half
-        level.append((size * middle.cos(), -size * middle.sin()))
+        half = (high - low).mul_(0.5).clamp_min_(1e-30)
+        middle, size = (high + low).mul_(0.5), half.sin().div_(half)
+        level.append((middle.cos().mul_(size), middle.sin().mul_(size).neg_()))
     for width in range(2, len(nodes)):
         level = [_wider(nodes[at : at + width + 1], level[at], level[at + 1]) for at in range(len(nodes) - width)]
     return level[0]
@@ -80,8 +90,8 @@ def _wider(nodes: Sequence[Tensor], left: Pair, right: Pair) -> Pair:
     near = (gap < NEAR).nonzero()[:, 0]
     if len(near) == len(gap):
         return _series(nodes)
-    inverse = gap.clamp_min(NEAR).reciprocal()
-    real, imaginary = (left[1] - right[1]) * inverse, (right[0] - left[0]) * inverse
+    inverse = gap.clamp_min_(NEAR).reciprocal_()
+    real, imaginary = (left[1] - right[1]).mul_(inverse), (right[0] - left[0]).mul_(inverse)
     if len(near):
         close = _series([node.index_select(0, near) for node in nodes])
         real.index_copy_(0, near, close[0])
