@@ -68,13 +68,13 @@ def test_random_cells_beside_matscipy():
         assert edges(*ours(atoms, cutoff)) == set(zip(i.tolist(), j.tolist(), map(tuple, shifts.tolist()), strict=True))
 
 
-@pytest.mark.parametrize("width", [0.3, 1.0, 3.0])
-def test_the_way_the_work_is_cut_changes_nothing(width, monkeypatch):
+@pytest.mark.parametrize("reach", [0.3, 1, 2, 3])
+def test_the_way_the_work_is_cut_changes_nothing(reach, monkeypatch):
     """Neither the width of the columns nor how much is done at once."""
     atoms = bulk("Cu").repeat((4, 5, 3))
     atoms.rattle(0.1, seed=3)
     expected = listed_by_ase(atoms, 5.0)
-    monkeypatch.setattr(neighbors, "WIDTH", width)
+    monkeypatch.setattr(neighbors, "REACH", reach)
     assert edges(*ours(atoms, 5.0)) == expected
     monkeypatch.setattr(neighbors, "MOST_QUERIES", 200)
     monkeypatch.setattr(neighbors, "MOST_CANDIDATES", 97)

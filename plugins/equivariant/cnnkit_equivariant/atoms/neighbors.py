@@ -7,19 +7,21 @@ No cell is too small or too oblique for this, and empty space costs nothing.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
 import torch
 from cnnkit.errors import InputError
 from torch import Tensor
 
-WIDTH = 0.8
-"""Width of a column in units of the cutoff: narrower ones hold fewer strangers, wider ones are fewer to ask."""
+REACH = 1
+"""Columns that the cutoff reaches to either side: of more and narrower ones fewer hold strangers, but each has to be asked."""
 MOST_BINS = 2**15
 """Columns along one axis at most, so that column and height together keep their digits in one float64."""
-MOST_QUERIES, MOST_CANDIDATES = 2**17, 2**20
+MOST_QUERIES, MOST_CANDIDATES = 2**15, 2**18
 """Work that is done at once; it bounds the memory."""
 MOST_PAIRS = 2_000_000_000
 """More pairs than this are a mistake of units rather than a structure."""
@@ -55,12 +57,11 @@ def neighbor_list(
     if not bool(torch.isfinite(positions).all()):
         raise InputError(f"{_first_bad(positions)} is at no place: its position is not finite")
     columns = _Columns.sort(positions.detach().double(), cell.detach().double().view(3, 3), pbc.view(3).to(torch.bool), cutoff)
-    found = list(columns.edges())
-    neighbor, center, shifts, squares = (torch.cat(part) for part in zip(*found, strict=True))
+    edges, shifts, squares = (torch.cat(part, 1) for part in zip(*columns.edges(), strict=True))
     if max_neighbors is not None:
-        keep = _nearest(center, squares, max_neighbors)
-        neighbor, center, shifts = neighbor[keep], center[keep], shifts[keep]
-    return torch.stack([neighbor, center]), shifts.to(positions.dtype)
+        keep = _nearest(edges[1], squares[0], max_neighbors)
+        edges, shifts = edges[:, keep], shifts[:, keep]
+    return edges, shifts.T.to(positions.dtype).contiguous()
 
 
 @dataclass(frozen=True)
@@ -69,47 +70,50 @@ class _Columns:
 
     Args:
         cutoff: In A.
-        basis: Vectors of the cell, ``(3, 3)``: the third along the third axis, the first without a second component.
+        basis: Vectors of the cell: the third along the third axis, the first without a second component.
         periodic: Which of them are periodic.
         bins: Columns along the first and the second vector.
         places: Of the atoms, moved into the home cell, in their own order, ``(N, 3)``.
         home: By how many cells each was moved, ``(N, 3)``.
         order: Atom of each rank.
+        ranks: Rank of each atom.
         keys: Column and height of each rank, growing.
         stride: What one column adds to a key.
     """
 
     cutoff: float
-    basis: Tensor
+    basis: np.ndarray
     periodic: tuple[bool, bool, bool]
     bins: tuple[int, int]
     places: Tensor
     home: Tensor
     order: Tensor
+    ranks: Tensor
     keys: Tensor
     stride: float
 
     @classmethod
     def sort(cls, positions: Tensor, cell: Tensor, pbc: Tensor, cutoff: float) -> _Columns:
-        periodic = tuple(bool(flag) for flag in pbc.tolist())
         basis, origin = complete_cell(positions, cell, pbc)
         axes = _axes(basis)
-        basis, places = basis @ axes.T, (positions - origin) @ axes.T
+        basis, periodic = basis @ axes.T, tuple(bool(flag) for flag in pbc.tolist())
+        places = (positions - positions.new_tensor(origin)) @ positions.new_tensor(axes.T)
         home = torch.zeros_like(places)
         for axis in (1, 0, 2):  # Each vector has no component along the axes that were done before it.
             if periodic[axis]:
                 home[:, axis] = torch.floor(_fraction(places, basis, axis))
-                places = places - home[:, axis, None] * basis[axis]
+                places = places - home[:, axis, None] * places.new_tensor(basis[axis])
         heights = _spacings(basis)
-        bins = tuple(min(max(round(float(height) / (WIDTH * cutoff)), 1), MOST_BINS) for height in heights)
+        bins = tuple(min(max(int(REACH * height / cutoff), 1), MOST_BINS) for height in heights)
         column = _bin(places, basis, 0, bins[0]) * bins[1] + _bin(places, basis, 1, bins[1])
         stride = float(basis[2, 2]) + 1.0
         keys, order = torch.sort(column * stride + places[:, 2], stable=True)
         _check_number(len(places), basis, periodic, cutoff)
-        return cls(cutoff, basis, periodic, bins, places, home, order, keys, stride)  # type: ignore[arg-type]
+        ranks = torch.empty_like(order).index_copy_(0, order, torch.arange(len(order), device=order.device))
+        return cls(cutoff, basis, periodic, bins, places, home, order, ranks, keys, stride)  # type: ignore[arg-type]
 
-    def edges(self) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-        """Yield neighbours, centres, shifts and squared distances of one block of centres after the other."""
+    def edges(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield edges ``(2, E)``, shifts ``(3, E)`` and squared distances ``(1, E)`` of one block of centres after the other."""
         around = self._around()
         sorted_places = self.places[self.order].T.contiguous()
         block = max(MOST_QUERIES // len(around), 1)
@@ -122,7 +126,7 @@ class _Columns:
         """Return the columns around one that the cutoff can reach, as steps ``(K, 2)``."""
         steps = []
         for axis, height in enumerate(_spacings(self.basis)):
-            reach = int(torch.ceil(self.cutoff * self.bins[axis] / height))
+            reach = math.ceil(self.cutoff * self.bins[axis] / height)
             reach = reach if self.periodic[axis] else min(reach, self.bins[axis] - 1)
             steps.append(torch.arange(-reach, reach + 1, device=self.places.device))
         return torch.cartesian_prod(*steps)
@@ -147,12 +151,12 @@ class _Columns:
         which, step_index = (inside & (room > 0)).nonzero(as_tuple=True)
         first, second = cells[0][which, step_index], cells[1][which, step_index]
         column = (wrapped[0] * self.bins[1] + wrapped[1])[which, step_index]
-        height = own[which, 2] - first * self.basis[0, 2] - second * self.basis[1, 2]
-        return self._images(center[which], column, first, second, height, room[which, step_index].sqrt() + 1e-9)
+        below = own[which, 2] - first * float(self.basis[0, 2]) - second * float(self.basis[1, 2])
+        return self._images(center[which], column, first, second, below, room[which, step_index].sqrt() + 1e-9)
 
     def _images(self, center: Tensor, column: Tensor, first: Tensor, second: Tensor, height: Tensor, reach: Tensor) -> _Stretches:
         """Repeat the stretches for every image along the third vector that they touch, and look up where they begin and end."""
-        length = self.basis[2, 2]
+        length = float(self.basis[2, 2])
         third = torch.zeros_like(first)
         if self.periodic[2]:
             lowest = torch.floor((height - reach) / length).long()
@@ -165,27 +169,34 @@ class _Columns:
         base = column * self.stride
         slack = 1e-9 + 4e-16 * float(self.keys[-1].abs()) if len(self.keys) else 0.0
         start = torch.searchsorted(self.keys, base + (height - reach).clamp_min(0) - slack)
-        stop = torch.searchsorted(self.keys, base + (height + reach).clamp_max(float(length)) + slack, right=True)
+        stop = torch.searchsorted(self.keys, base + (height + reach).clamp_max(length) + slack, right=True)
         cells = torch.stack([first, second, third])
         some = (stop > start).nonzero()[:, 0]
         return _Stretches(center[some], cells[:, some].to(self.places.dtype), start[some], (stop - start)[some])
 
-    def _pairs(self, stretches: _Stretches, sorted_places: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        which = torch.repeat_interleave(stretches.count)
-        begin = stretches.start - (stretches.count.cumsum(0) - stretches.count)
-        rank = torch.arange(len(which), device=which.device) + begin[which]
-        origin = self.places[stretches.center].T - self.basis.T @ stretches.cells
+    def _pairs(self, stretches: _Stretches, sorted_places: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        count, center = stretches.count, stretches.center
+        first = count.cumsum(0) - count
+        which = torch.repeat_interleave(count)
+        rank = (stretches.start - first).index_select(0, which) + torch.arange(len(which), device=which.device)
+        origin = self.places[center].T - self.places.new_tensor(self.basis.T) @ stretches.cells
         squares = torch.zeros(len(which), dtype=self.places.dtype, device=which.device)
-        for axis in range(3):  # One component after the other: whole rows would be gathered several times slower.
+        for axis in range(3):  # One component after the other: whole rows are gathered several times slower.
             squares += (sorted_places[axis].index_select(0, rank) - origin[axis].index_select(0, which)).square_()
+        squares.index_fill_(0, self._itself(stretches, first), torch.inf)
         near = (squares < self.cutoff**2).nonzero()[:, 0]
-        which, neighbor = which[near], self.order[rank[near]]
-        center = stretches.center[which]
-        shifts = stretches.cells.T[which] + self.home[center] - self.home[neighbor]
-        itself = (neighbor == center).nonzero()[:, 0]
-        itself = itself[(shifts[itself] == 0).all(1)]
-        keep = torch.ones(len(near), dtype=torch.bool, device=near.device).index_fill(0, itself, False)
-        return neighbor[keep], center[keep], shifts[keep], squares[near[keep]]
+        which, neighbor = which.index_select(0, near), self.order.index_select(0, rank.index_select(0, near))
+        moved = stretches.cells + self.home[center].T
+        shifts = torch.stack([each.index_select(0, which) for each in moved])
+        if bool(self.home.any()):
+            shifts -= torch.stack([each.index_select(0, neighbor) for each in self.home.T.contiguous()])
+        return torch.stack([neighbor, center.index_select(0, which)]), shifts, squares.index_select(0, near)[None]
+
+    def _itself(self, stretches: _Stretches, first: Tensor) -> Tensor:
+        """Return which candidates are the centre itself, where it is not moved."""
+        away = self.ranks[stretches.center] - stretches.start
+        itself = (away >= 0) & (away < stretches.count) & ~stretches.cells.any(0)
+        return (first + away)[itself]
 
 
 @dataclass(frozen=True)
@@ -206,7 +217,7 @@ class _Stretches:
             yield _Stretches(self.center[low:high], self.cells[:, low:high], self.start[low:high], self.count[low:high])
 
 
-def complete_cell(positions: Tensor, cell: Tensor, pbc: Tensor) -> tuple[Tensor, Tensor]:
+def complete_cell(positions: Tensor, cell: Tensor, pbc: Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Return vectors that span space, and the origin: those of a cell, with the size of the structure where it is not periodic.
 
     Args:
@@ -217,56 +228,56 @@ def complete_cell(positions: Tensor, cell: Tensor, pbc: Tensor) -> tuple[Tensor,
     Raises:
         InputError: If the periodic vectors are not finite or span no volume.
     """
-    if not bool(torch.isfinite(cell[pbc]).all()):
+    periodic = pbc.cpu().numpy()
+    basis = np.where(periodic[:, None], cell.cpu().numpy(), 0.0)
+    if not np.isfinite(basis).all():
         raise InputError("the cell is not finite; give three vectors in A, or switch its periodic directions off")
-    basis = torch.zeros_like(cell)
-    basis[pbc] = cell[pbc]
-    lengths = cell[pbc].norm(dim=1)
-    if len(lengths):
-        _, spans, frame = torch.linalg.svd(cell[pbc] / lengths.clamp_min(1e-300)[:, None])
-        if bool((lengths < 1e-6).any()) or float(spans.prod()) < 1e-6:
-            which = ", ".join("abc"[axis] for axis in range(3) if pbc[axis])
-            raise InputError(f"the cell is periodic along {which}, but its vectors span no volume; correct the cell, or set pbc to False")
-    else:
-        frame = torch.eye(3, dtype=cell.dtype, device=cell.device)
+    if periodic.all() and abs(np.linalg.det(basis)) > 1e-6 * np.prod(np.linalg.norm(basis, axis=1)):
+        return basis, np.zeros(3)
+    lengths = np.linalg.norm(basis[periodic], axis=1)
+    _, spans, frame = np.linalg.svd(basis[periodic] / np.maximum(lengths, 1e-300)[:, None])
+    if (lengths < 1e-6).any() or spans.prod() < 1e-6:
+        which = ", ".join("abc"[axis] for axis in range(3) if periodic[axis])
+        raise InputError(f"the cell is periodic along {which}, but its vectors span no volume; correct the cell, or set pbc to False")
     free = frame[len(lengths) :]
-    along = positions @ free.T
-    low = along.min(0).values if len(positions) else along.new_zeros(len(free))
-    size = along.max(0).values - low if len(positions) else along.new_zeros(len(free))
-    basis[~pbc] = free * (size.clamp_min(1.0) * (1 + 1e-9))[:, None]
+    low = high = np.zeros(len(free))
+    if len(positions):
+        along = positions @ positions.new_tensor(free.T)
+        low, high = along.amin(0).cpu().numpy(), along.amax(0).cpu().numpy()
+    basis[~periodic] = free * (np.maximum(high - low, 1.0) * (1 + 1e-9))[:, None]
     return basis, low @ free
 
 
-def _axes(basis: Tensor) -> Tensor:
+def _axes(basis: np.ndarray) -> np.ndarray:
     """Return axes (as rows) whose third is along the third vector, and whose second is at right angles to the first vector."""
-    third = basis[2] / basis[2].norm()
+    third = basis[2] / np.linalg.norm(basis[2])
     first = basis[0] - (basis[0] @ third) * third
-    first = first / first.norm()
-    second = torch.linalg.cross(third, first)
-    return torch.stack([first, second * torch.sign(second @ basis[1]), third])
+    first /= np.linalg.norm(first)
+    second = np.cross(third, first)
+    return np.stack([first, second * np.sign(second @ basis[1]), third])
 
 
-def _fraction(places: Tensor, basis: Tensor, axis: int) -> Tensor:
+def _fraction(places: Tensor, basis: np.ndarray, axis: int) -> Tensor:
     """Return one coordinate in units of the vectors: of the first two across the columns, and the height along the third."""
     if axis == 2:
-        return places[:, 2] / basis[2, 2]
-    second = places[:, 1] / basis[1, 1]
-    return second if axis == 1 else (places[:, 0] - second * basis[1, 0]) / basis[0, 0]
+        return places[:, 2] / float(basis[2, 2])
+    second = places[:, 1] / float(basis[1, 1])
+    return second if axis == 1 else (places[:, 0] - second * float(basis[1, 0])) / float(basis[0, 0])
 
 
-def _bin(places: Tensor, basis: Tensor, axis: int, count: int) -> Tensor:
+def _bin(places: Tensor, basis: np.ndarray, axis: int, count: int) -> Tensor:
     return torch.floor(_fraction(places, basis, axis) * count).long().clamp(0, count - 1)
 
 
-def _spacings(basis: Tensor) -> tuple[Tensor, Tensor]:
+def _spacings(basis: np.ndarray) -> tuple[float, float]:
     """Return the distances between opposite sides of the cell, seen along its third vector."""
-    return basis[0, 0] / torch.sqrt(1 + (basis[1, 0] / basis[1, 1]) ** 2), basis[1, 1]
+    return float(basis[0, 0] / math.hypot(1, basis[1, 0] / basis[1, 1])), float(basis[1, 1])
 
 
-def _least_square(first: Tensor, second: Tensor, around: Tensor, basis: Tensor) -> Tensor:
+def _least_square(first: Tensor, second: Tensor, around: Tensor, basis: np.ndarray) -> Tensor:
     """Return the squared distance to a column of which only the gaps to two of its sides are known."""
-    slope = basis[1, 0] / basis[1, 1]
-    cosine = -slope / torch.sqrt(1 + slope**2) * (around[:, 0] * around[:, 1]).sign()
+    slope = float(basis[1, 0] / basis[1, 1])
+    cosine = -slope / math.hypot(1, slope) * (around[:, 0] * around[:, 1]).sign()
     corner = (first**2 + second**2 - 2 * cosine * first * second) / (1 - cosine**2)
     side = torch.maximum(first, second)
     beside = (cosine * side >= torch.minimum(first, second)) | (around == 0).any(1)
@@ -286,10 +297,10 @@ def _nearest(center: Tensor, squares: Tensor, most: int) -> Tensor:
     return keep
 
 
-def _check_number(atoms: int, basis: Tensor, periodic: tuple[bool, ...], cutoff: float) -> None:
+def _check_number(atoms: int, basis: np.ndarray, periodic: tuple[bool, ...], cutoff: float) -> None:
     if not all(periodic):
         return
-    pairs = 4.19 * cutoff**3 * atoms**2 / float(torch.linalg.det(basis).abs())
+    pairs = 4.19 * cutoff**3 * atoms**2 / abs(float(np.linalg.det(basis)))
     if pairs > MOST_PAIRS:
         raise InputError(
             f"{atoms} atoms in this cell would have about {pairs:.0e} pairs within {cutoff:g} A; cell and positions must be in A"

@@ -137,12 +137,11 @@ def origins(atoms: Atoms) -> np.ndarray:
         InputError: If there are no atoms, a position is not finite, or the periodic vectors span no volume.
     """
     _check_places(atoms)
-    positions = torch.from_numpy(atoms.positions.astype(np.float64))
-    cell, pbc = torch.from_numpy(np.array(atoms.cell)), torch.from_numpy(np.array(atoms.pbc))
-    basis, _ = complete_cell(positions, cell, pbc)
-    fractions = positions @ torch.linalg.inv(basis)
-    whole, middle = torch.floor(fractions), 0.5 * (fractions.amin(0) + fractions.amax(0))
-    result: np.ndarray = (torch.where(pbc, whole, middle) @ basis).numpy()
+    cell, pbc = torch.from_numpy(np.array(atoms.cell)), np.array(atoms.pbc)
+    basis, _ = complete_cell(torch.from_numpy(atoms.positions), cell, torch.from_numpy(pbc))
+    fractions = atoms.positions @ np.linalg.inv(basis)
+    middle = 0.5 * (fractions.min(0) + fractions.max(0))
+    result: np.ndarray = np.where(pbc, np.floor(fractions), middle) @ basis
     return result
 
 
