@@ -90,7 +90,7 @@ class SO2Linear(nn.Module):
             edges: Invariants of the edges, ``(E, edge_channels)``, if the layer takes them.
         """
         flat = x.flatten(1) if self.gates is None else self._gated(x, edges)
-        matrices = [self.weight.t(), *(_real(weight).t() for weight in self.weights)]
+        matrices = [self.weight.t().contiguous(), *(_real(weight) for weight in self.weights)]
         extra, mixed = _by_order(flat, self.bias, matrices).split([self.extra_scalars, self._kept * self.out_channels], 1)
         mixed = mixed.unflatten(1, (self._kept, self.out_channels))
         return (mixed, extra) if self.extra_scalars else mixed
@@ -108,9 +108,9 @@ class SO2Linear(nn.Module):
 
 
 def _real(weight: Tensor) -> Tensor:
-    """Return the complex matrix ``(2, out, in)`` as a real one ``(2 out, 2 in)`` for +m and -m one after the other."""
-    real, imaginary = weight.unbind()
-    return torch.cat([torch.cat([real, -imaginary], 1), torch.cat([imaginary, real], 1)])
+    """Return the complex map ``(2, out, in)`` as a real matrix ``(2 in, 2 out)``, +m before -m, that rows are multiplied by."""
+    real, imaginary = weight.mT.unbind()
+    return torch.cat([torch.cat([real, imaginary], 1), torch.cat([-imaginary, real], 1)])
 
 
 def _by_order(x: Tensor, bias: Tensor | None, matrices: Sequence[Tensor]) -> Tensor:
