@@ -104,8 +104,8 @@ def dumbest(structures: Sequence[Atoms], test: Sequence[Atoms]) -> tuple[float, 
 def main() -> int:
     """Train, measure and print; 1 if a margin is missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=400, help="clusters to train on")
-    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--count", type=int, default=250, help="clusters to train on")
+    parser.add_argument("--steps", type=int, default=250)
     options = parser.parse_args()
     torch.set_num_threads(1)
     rng = np.random.default_rng(0)

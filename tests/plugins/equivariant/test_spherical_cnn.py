@@ -301,6 +301,16 @@ def test_fields_to_fields_start_from_the_state_and_reach_every_parameter():
     torch.testing.assert_close(model(x), x[:, :2])
 
 
+def test_mixed_precision_leaves_complex_numbers_alone():
+    """There are none of half precision; only the classifier is computed in it."""
+    model, x = SphericalCNN(widths=(4, 4), bandwidths=(8, 4), knots=(3, 3)).eval(), torch.randn(2, 1, 16, 18)
+    network = SphericalUNet(bandwidth=8, widths=(4, 4), knots=3).eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed, fields = model(x), network(x)
+    torch.testing.assert_close(mixed.float(), model(x), rtol=0.02, atol=0.02)
+    torch.testing.assert_close(fields, network(x))
+
+
 def test_export():
     model, x = SphericalCNN(widths=(4, 4), bandwidths=(8, 4), knots=(3, 3)).eval(), torch.randn(2, 1, 16, 18)
     exported = torch.export.export(model, (x,)).module()

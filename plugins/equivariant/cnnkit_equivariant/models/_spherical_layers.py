@@ -10,6 +10,8 @@ to what the grid cannot hold: the modulus of a field has higher degrees than the
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +27,12 @@ def check_spins(spins: Spins) -> None:
     """Raise :class:`ConfigError` unless the spins are different and start with 0, which every pointwise layer mixes into."""
     if not spins or spins[0] != 0 or len(set(spins)) != len(spins):
         raise ConfigError(f"spins={spins} are not accepted; type different whole numbers, 0 first, for example (0, 1)")
+
+
+def in_full(x: Tensor) -> AbstractContextManager[Any]:
+    """Return a context in which mixed precision is off for the device of a tensor: there are no complex numbers of half precision."""
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
 def complex_parameter(*shape: int, variance: float) -> nn.Parameter:

@@ -23,7 +23,7 @@ from cnnkit.errors import ConfigError, InputError
 from torch import Tensor, nn
 
 from cnnkit_equivariant.models._base import Classifier
-from cnnkit_equivariant.models._spherical_layers import Block, SphericalConv, Spins, check_spins, invariants, resize_degrees
+from cnnkit_equivariant.models._spherical_layers import Block, SphericalConv, Spins, check_spins, in_full, invariants, resize_degrees
 from cnnkit_equivariant.sphere.transform import SphereTransform
 
 
@@ -127,8 +127,9 @@ class SphericalCNN(Classifier):
 
     def fields(self, x: Tensor) -> tuple[Tensor, SphereTransform]:
         """Return the last features, fields ``(S, W, H, B, C)``, which turn with the input, and the transform of their grid."""
-        coefficients = lift(x, field_grid(x, self.bandwidth, self.in_chans, poles=self.poles), self.bandwidth)
-        return run_blocks(self.blocks, coefficients)
+        with in_full(x):
+            coefficients = lift(x, field_grid(x, self.bandwidth, self.in_chans, poles=self.poles), self.bandwidth)
+            return run_blocks(self.blocks, coefficients)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits ``(B, num_classes)`` for fields ``(B, C, H, W)``."""
@@ -208,6 +209,10 @@ class SphericalUNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return fields ``(B, out_chans, H, W)`` for fields ``(B, in_chans, H, W)``."""
+        with in_full(x):
+            return self._forward(x)
+
+    def _forward(self, x: Tensor) -> Tensor:
         outer = field_grid(x, self.bandwidth, self.in_chans, poles=self.poles)
         fields, grid = self.stem(lift(x, outer, self.bandwidth)), self.stem.grid
         skips = []

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from cnnkit_equivariant.models._base import AtomicOutput, Potential
 from cnnkit_equivariant.models._radial import envelope, lengths, sum_to_centres
-from cnnkit_equivariant.models._spherical_layers import Block, Spins, check_spins, invariants
+from cnnkit_equivariant.models._spherical_layers import Block, Spins, check_spins, in_full, invariants
 from cnnkit_equivariant.models.spherical_cnn import run_blocks
 from cnnkit_equivariant.so3.harmonics import spherical_harmonics
 
@@ -159,6 +159,7 @@ class SphericalMolecule(Potential):
 
     def atomwise(self, species: Tensor, vectors: Tensor, edge_index: Tensor) -> AtomicOutput:
         """Return the energies of the atoms."""
-        fields, grid = run_blocks(self.blocks, self.spheres(species, vectors, edge_index))
+        with in_full(vectors):
+            fields, grid = run_blocks(self.blocks, self.spheres(species, vectors, edge_index))
         found = invariants(fields, grid, power=1 if self.nonlinearity == "phase_collapse" else 2)
         return AtomicOutput(self.head(self.features(found) + self.centre(species))[:, 0])
