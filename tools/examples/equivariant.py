@@ -3,9 +3,15 @@
     python tools/examples/equivariant.py --work runs/emt
 
 trains ``configs/equivariant/emt.yaml`` and the network of distances alone, ``emt_invariant.yaml``, on the same structures for the same
-steps as ``cnnkit train equivariant`` does. Both are measured on the test's structures, which were not trained on, beside the mean of the
-training's energies per atom without forces; and every adsorbate that was held out is relaxed on its slab, by the network and by EMT. The
-tables go to ``RESULT.md``. With ``--install`` the network becomes the plugin's own.
+steps as ``cnnkit train equivariant`` does. Both are measured on the test's structures, which were not trained on, beside two that know
+less: the mean energy per atom of the training's structures of the kind, and the energies of the elements, fitted and added up, both without
+forces. Every adsorbate that was held out is relaxed on its slab, by the network and by EMT. The tables go to ``RESULT.md``. With
+``--install`` the network becomes the plugin's own.
+
+What a folder holds already is not trained again, so that both may be trained at once before the rest::
+
+    python tools/examples/equivariant.py --work runs/emt --train-only emt &
+    python tools/examples/equivariant.py --work runs/emt --train-only emt_invariant
 """
 
 from __future__ import annotations
@@ -31,7 +37,7 @@ from cnnkit_equivariant import args
 from cnnkit_equivariant.atoms import emt
 from cnnkit_equivariant.atoms.adsorption import FMAX, STEPS, Compared, compare, start
 from cnnkit_equivariant.atoms.calculator import Calculator
-from cnnkit_equivariant.atoms.data import frames
+from cnnkit_equivariant.atoms.data import Frames, frames, kind_of
 from cnnkit_equivariant.atoms.metrics import AtomsMetric
 from cnnkit_equivariant.atoms.prediction import Predicted
 from cnnkit_equivariant.atoms.relax import relax
@@ -43,7 +49,7 @@ NETWORKS = {"eSCN": "emt", "distances alone": "emt_invariant"}
 """Recipes by what the table calls their networks."""
 CHECKPOINT = "weights/emt.ckpt"
 NOTE = "Trained on metals, alloys and adsorbates on slabs with energies and forces of ASE's EMT."
-MEAN = "mean energy per atom, no forces"
+MEAN, SUM = "mean of the kind, no forces", "sum of the elements, no forces"
 
 Figures = dict[str, dict[str, float]]
 
@@ -61,18 +67,28 @@ def train(work: Path, recipe: str, overrides: Sequence[str]) -> tuple[Path, floa
     return output / "last.ckpt", float((output / "minutes.txt").read_text(encoding="utf-8"))
 
 
-def measure(loaded: Loaded) -> tuple[AtomsMetric, AtomsMetric]:
-    """Return the errors on the test of a network, and of the mean energy per atom of its training without forces."""
-    network, mean, task = AtomsMetric(), AtomsMetric(), loaded.task
+def measure(loaded: Loaded) -> dict[str, AtomsMetric]:
+    """Return the errors on the test: of a network, of the mean of its training's structures of the kind, and of the sum of its elements."""
+    task, model = loaded.task, loaded.model
     training = frames(task.cfg.atoms, "train", seed=task.cfg.train.seed)
-    assert training is not None
-    per_atom = float(np.mean([atoms.get_potential_energy() / len(atoms) for atoms in training]))
+    assert training is not None and isinstance(model, Potential)
+    found = {name: AtomsMetric() for name in ("network", MEAN, SUM)}
     with torch.no_grad():
         for batch in task.loader("test"):
-            network.update(task.predict(loaded.model, batch), batch)
-            counts = np.diff(batch["graph"]["ptr"].numpy())
-            mean.update([Predicted(per_atom * count, np.zeros((count, 3))) for count in counts], batch)
-    return network, mean
+            graph = batch["graph"]
+            counts = np.diff(graph["ptr"].numpy())
+            atomic = model.references[model.species(graph["z"])]
+            sums = torch.zeros(len(counts), dtype=torch.float64).index_add(0, graph["batch"], atomic).tolist()
+            means = [mean_per_atom(training, kind) * count for kind, count in zip(batch["kind"], counts, strict=True)]
+            found["network"].update(task.predict(model, batch), batch)
+            for name, energies in ((MEAN, means), (SUM, sums)):
+                found[name].update([Predicted(e, np.zeros((n, 3))) for e, n in zip(energies, counts, strict=True)], batch)
+    return found
+
+
+def mean_per_atom(structures: Frames, kind: str) -> float:
+    """Return the mean energy per atom of the structures of a kind."""
+    return float(np.mean([atoms.get_potential_energy() / len(atoms) for atoms in structures if kind_of(atoms) == kind]))
 
 
 def relaxed_adsorbate(loaded: Loaded, what: emt.Adsorption) -> Compared:
@@ -114,28 +130,29 @@ def install(checkpoint: Path, figures: dict[str, float], target: Path) -> Path:
 @click.command()
 @click.option("--work", type=click.Path(path_type=Path), required=True, help="Folder for trainings and RESULT.md.")
 @click.option("--install/--no-install", "installing", default=False, help="Write the checkpoint to weights/ of the plugin.")
-@click.option("--only", type=click.Choice(list(NETWORKS.values())), multiple=True, help="Train and measure these recipes alone.")
+@click.option("--train-only", type=click.Choice(list(NETWORKS.values())), help="Train this recipe, and do nothing else.")
 @click.option("--set", "overrides", multiple=True, help="KEY=VALUE over both recipes.")
-def main(work: Path, installing: bool, only: tuple[str, ...], overrides: tuple[str, ...]) -> None:
+def main(work: Path, installing: bool, train_only: str | None, overrides: tuple[str, ...]) -> None:
     """Train, measure and install the built-in potential."""
+    if train_only:
+        train(work, train_only, overrides)
+        return
     figures: Figures = {}
     relaxed: list[Compared] = []
     about = []
     for title, recipe in NETWORKS.items():
-        if only and recipe not in only:
-            continue
         checkpoint, minutes = train(work, recipe, overrides)
         loaded = load(checkpoint)
-        network, mean = measure(loaded)
-        network.report(work / recipe)
-        figures[title], figures[MEAN] = network.compute(), mean.compute()
+        found = measure(loaded)
+        found["network"].report(work / recipe)
+        figures |= {title: found["network"].compute()} | {name: found[name].compute() for name in (MEAN, SUM)}
         about.append(f"{title}: {count_params(loaded.model)} parameters, {checkpoint.stat().st_size / 1e6:.2f} MB, {minutes:.0f} minutes")
         if recipe == "emt":
             relaxed = [relaxed_adsorbate(loaded, what) for what in emt.adsorptions("test")]
             if installing:
                 print(f"wrote {install(checkpoint, figures[title], PACKAGE / CHECKPOINT)}", file=sys.stderr)
-    figures = {name: figures[name] for name in (*NETWORKS, MEAN) if name in figures}
-    text = "\n".join(["\n".join(about) + "\n", errors_table(figures), *([relaxations_table(relaxed)] if relaxed else [])])
+    figures = {name: figures[name] for name in (*NETWORKS, MEAN, SUM)}
+    text = "\n".join(["\n\n".join(about) + "\n", errors_table(figures), relaxations_table(relaxed)])
     click.echo(text)
     write_json(work / "figures.json", figures)
     write_text(work / "RESULT.md", text)

@@ -37,7 +37,7 @@ def test_a_structure_depends_on_split_seed_and_number_alone() -> None:
     again, other = emt.structure("train", 3), emt.structure("train", 3, seed=1)
     np.testing.assert_array_equal(again.positions, many[3].positions)
     assert len(other) != len(again) or np.abs(other.positions - again.positions).max() > 1e-3
-    assert {atoms.info["kind"] for atoms in many} == {"bulk", "alloy", "slab"}
+    assert {atoms.info["kind"] for atoms in many} == {"bulk", "alloy", "slab", "clean", "gas"}
 
 
 def test_combinations_are_held_out_and_their_parts_are_not() -> None:
@@ -67,6 +67,14 @@ def test_alloys_have_two_metals_in_training_and_three_in_the_test() -> None:
     for split, number in (("train", 2), ("val", 2), ("test", 3)):
         alloys = [atoms for atoms in emt.structures(split, COUNT) if atoms.info["kind"] == "alloy"]
         assert alloys and all(len(set(atoms.numbers)) == number for atoms in alloys)
+
+
+def test_clean_slabs_of_the_test_are_thicker_and_gases_repeat_nowhere() -> None:
+    for split, layers in (("train", {8, 12}), ("test", {16})):
+        of_kind = {kind: [atoms for atoms in emt.structures(split, COUNT) if atoms.info["kind"] == kind] for kind in ("clean", "gas")}
+        assert {len(atoms) for atoms in of_kind["clean"]} <= layers and of_kind["clean"] and of_kind["gas"]
+        assert not any(set(atoms.get_chemical_symbols()) & set(emt.RADII) for atoms in of_kind["clean"])
+        assert all(set(atoms.get_chemical_symbols()) <= set(emt.RADII) and not atoms.pbc.any() for atoms in of_kind["gas"])
 
 
 @pytest.mark.parametrize("stretch", [1.0, 1.3])

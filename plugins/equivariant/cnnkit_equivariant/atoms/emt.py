@@ -8,9 +8,11 @@ kind       training                        test
 bulk       primitive and cubic cells       cells of other shape
 alloy      two metals                      three metals
 slab       metal, facet and adsorbate      combinations of the three that are held out
+clean      two or three layers             four layers
+gas        one to three light atoms        others of the kind
 =========  ==============================  ==============================================================
 
-Validation shows other structures of the training's bulk and alloys, and slabs that are held out for it.
+Validation shows other structures of the training's kinds, and slabs that are held out for it.
 """
 
 from __future__ import annotations
@@ -39,8 +41,8 @@ BONDS = {"CO": 1.05, "OH": 1.05, "NH": 1.05, "N2": 1.0}
 FACETS = ("111", "100")
 SITES = {"111": ("ontop", "bridge", "fcc", "hcp"), "100": ("ontop", "bridge", "hollow")}
 ELEMENTS = (*METALS, *RADII)
-KINDS = ("slab", "alloy", "slab", "bulk", "slab", "alloy", "slab", "alloy", "slab", "slab")
-"""The kind of structure number ``i`` is that at ``i % 10``."""
+KINDS = ("slab", "alloy", "slab", "bulk", "slab", "alloy", "slab", "clean", "slab", "alloy", "slab", "gas")
+"""The kind of structure number ``i`` is that at ``i % 12``."""
 VACUUM = 5.0
 MOST_FORCE = 8.0
 """Structures with a larger force than this, in eV/A, are drawn anew."""
@@ -86,7 +88,7 @@ def label(atoms: Atoms) -> Atoms:
 def structures(split: Split, count: int, *, seed: int = 0) -> tuple[Atoms, ...]:
     """Return labelled structures, the first ``count`` of a split; about 9 ms each, and made once.
 
-    Their ``info["kind"]`` is ``"bulk"``, ``"alloy"`` or ``"slab"``.
+    Their ``info["kind"]`` is one of :data:`KINDS`.
     """
     return tuple(structure(split, number, seed=seed) for number in range(count))
 
@@ -96,7 +98,7 @@ def structure(split: Split, number: int, *, seed: int = 0) -> Atoms:
     rng = np.random.default_rng((seed, SPLITS.index(split), number))
     kind = KINDS[number % len(KINDS)]
     while True:
-        atoms = {"bulk": _metal, "alloy": _alloy, "slab": _slab}[kind](rng, split)
+        atoms = _MAKERS[kind](rng, split)
         _disturb(atoms, rng)
         if label(atoms).get_forces().__abs__().max() <= MOST_FORCE:
             atoms.info["kind"] = kind
@@ -185,6 +187,27 @@ def _slab(rng: np.random.Generator, split: Split) -> Atoms:
         bond=rng.uniform(0.93, 1.2) if rng.random() < 0.6 else rng.uniform(1.2, 2.8),  # EMT lets molecules lie down, and some come apart.
         tilt=(rng.uniform(0, 0.5 * np.pi), rng.uniform(0, 2 * np.pi)),
     )
+
+
+def _clean(rng: np.random.Generator, split: Split) -> Atoms:
+    metal, build = rng.choice(list(METALS)), (fcc111, fcc100)[rng.integers(2)]
+    atoms = build(metal, (2, 2, 4 if split == "test" else rng.integers(2, 4)), a=METALS[metal], vacuum=VACUUM)
+    atoms.info = {}
+    return atoms
+
+
+def _gas(rng: np.random.Generator, split: Split) -> Atoms:
+    """Return an atom, or more that each are bound to one before, or nearly so."""
+    symbols = rng.choice(list(RADII), rng.choice([1, 2, 3], p=[0.1, 0.6, 0.3]))
+    positions = [np.zeros(3)]
+    for number in range(1, len(symbols)):
+        direction = rng.normal(size=3)
+        length = rng.uniform(0.85, 1.4) if rng.random() < 0.7 else rng.uniform(1.4, 3.0)
+        positions.append(positions[rng.integers(number)] + length * direction / np.linalg.norm(direction))
+    return Atoms(symbols, positions)
+
+
+_MAKERS = {"bulk": _metal, "alloy": _alloy, "slab": _slab, "clean": _clean, "gas": _gas}
 
 
 def _disturb(atoms: Atoms, rng: np.random.Generator) -> None:
