@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+import yaml
 from cnnkit.backbones import create_model
+from cnnkit.config import from_dict
 from cnnkit.errors import ConfigError, InputError
 from cnnkit.plugin import get
 from cnnkit.testing.compare import assert_figures
@@ -13,6 +17,7 @@ from scipy.spatial.transform import Rotation
 
 pytest.importorskip("cnnkit_equivariant")
 
+from cnnkit_equivariant.config import Config
 from cnnkit_equivariant.models._spherical_layers import (
     Block,
     Magnitude,
@@ -24,6 +29,7 @@ from cnnkit_equivariant.models._spherical_layers import (
 )
 from cnnkit_equivariant.models.spherical_cnn import SphericalCNN, SphericalUNet
 from cnnkit_equivariant.sphere.transform import SphereTransform, harmonics, rotate
+from cnnkit_equivariant.task import Equivariant
 from torch import Tensor
 
 pytestmark = pytest.mark.paper("scaling-spherical-cnn")
@@ -299,6 +305,15 @@ def test_fields_to_fields_start_from_the_state_and_reach_every_parameter():
     assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
     torch.nn.init.zeros_(model.head.weight)
     torch.testing.assert_close(model(x), x[:, :2])
+
+
+def test_the_recipe_builds_its_network_and_presents_digits():
+    recipe = yaml.safe_load((Path(__file__).parents[3] / "configs" / "equivariant" / "sphere.yaml").read_text(encoding="utf-8"))
+    task = Equivariant(from_dict(Config, recipe))
+    model, batch = task.model(), next(iter(task.loader("train")))
+    assert isinstance(model, SphericalCNN)
+    assert batch["x"].shape == (32, 1, 20, 20)
+    assert all(torch.isfinite(loss) for loss in task.losses(model, batch).values())
 
 
 def test_mixed_precision_leaves_complex_numbers_alone():

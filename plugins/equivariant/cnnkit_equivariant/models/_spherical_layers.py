@@ -122,7 +122,7 @@ class SpectralBatchNorm(nn.Module):
                 mean, variance = now, power
         factor = torch.view_as_complex(self.scale) * (variance + self.eps).rsqrt()
         normal = x * factor[:, None, None, None]
-        # The mean of a field is its first coefficient over the square root of the sphere's area; as the paper's code we leave that out.
+        # Mean and bias are of the first coefficient, as in the paper's code: the field's own are smaller by the root of 4 pi.
         shift = torch.view_as_complex(self.bias) - torch.view_as_complex(mean) * factor[0]
         return normal.index_put(tuple(torch.tensor(at, device=x.device) for at in (0, middle, 0)), shift, accumulate=True)
 
