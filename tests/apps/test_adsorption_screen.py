@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import ase.io
@@ -141,6 +142,26 @@ def test_energies_from_the_strongest(app):
     made += [app.Bound("Cu", "H", "fcc", "fcc", 1.0), app.Bound("Pt", "H", "fcc", error="lost")]
     found = app.from_strongest(made)
     assert [one.energy for one in found[:4]] == [0.0, -6.0, 0.5, 0.0] and found[4].error == "lost"
+
+
+def test_with_a_checkpoint(app, tmp_path):
+    """A small untrained network through the same steps; a metal that it does not know fails, and costs no other."""
+    import torch
+    from cnnkit.backbones import create_model
+    from cnnkit.checkpoint import Header, save_checkpoint
+
+    torch.manual_seed(0)
+    arguments = {"elements": ["Cu", "Pt", "O"], "channels": 6, "layers": 1, "gaussians": 6, "cutoff": 4.0}
+    model = create_model("equivariant/invariant", dims=3, **arguments)
+    header = Header(task="equivariant", config={"network": {"name": "equivariant/invariant", "args": arguments}})
+    path = save_checkpoint(tmp_path / "small.ckpt", model.state_dict(), header)
+    settings = app.Settings(tmp_path / "out", ("Cu", "Pt", "Ag"), ("O",), ("fcc", "hcp"), size=1, layers=2, checkpoint=path, device="cpu")
+    assert app.run(replace(settings, reference="strongest", steps=3, progress=False)) == 1
+    rows = list(csv.DictReader((tmp_path / "out" / "screen.csv").read_text(encoding="utf-8").splitlines()))
+    assert len(rows) == 6 and all("Ag: not among the elements" in row["Error"] for row in rows[4:])
+    energies = [float(row["Adsorption energy (eV)"]) for row in rows[:4] if row["End"] != "left"]
+    assert not energies or min(energies) == 0.0
+    assert "small.ckpt" in (tmp_path / "out" / "screen.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,8 @@ from ase.filters import FrechetCellFilter
 from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary
 from ase.md.verlet import VelocityVerlet
 from ase.optimize import BFGS, FIRE
+from cnnkit.backbones import create_model, model_entry
+from cnnkit.checkpoint import Header, save_checkpoint
 from cnnkit.errors import CheckpointError, CnnkitError, InputError, InputWarning, UsageError
 from cnnkit_equivariant import Calculator
 from cnnkit_equivariant.atoms.calculator import Neighbors
@@ -324,6 +326,31 @@ def test_checkpoints_that_are_no_potential(tmp_path):
     for name, told in (("mace.model", r"torch\.save|refused"), ("old.model", "pickle"), ("none.ckpt", "does not exist")):
         with pytest.raises(CheckpointError, match=told):
             Calculator(tmp_path / name, device="cpu")
+
+
+def saved(path, name, arguments):
+    """A checkpoint of an untrained network."""
+    model = create_model(name, dims=model_entry(name).dims[0], **arguments)
+    return save_checkpoint(path, model.state_dict(), Header(task="equivariant", config={"network": {"name": name, "args": arguments}}))
+
+
+def test_a_checkpoint_is_run_the_way_it_was_trained(tmp_path):
+    """With its own elements and cutoff, and in the precision that is asked for; a network that tells classes is refused."""
+    for cutoff in (3.0, 4.5):
+        arguments = {"elements": ["O", "Cu"], "cutoff": cutoff, "channels": 6, "layers": 1, "gaussians": 6}
+        path = saved(tmp_path / "a.ckpt", "equivariant/invariant", arguments)
+        atoms = structures()[0]
+        found = {}
+        for dtype in ("float32", "float64"):
+            atoms.calc = Calculator(path, device="cpu", dtype=dtype)
+            assert atoms.calc.model.cutoff == atoms.calc.neighbors.cutoff == cutoff and atoms.calc.model.elements == ("O", "Cu")
+            found[dtype] = atoms.get_forces()
+        assert np.abs(found["float64"]).max() > 0 and np.allclose(found["float32"], found["float64"], atol=1e-5)
+        with pytest.raises(InputError, match=r"H: not among the elements that the network was trained on \(O, Cu\)"):
+            Atoms("H", calculator=atoms.calc).get_potential_energy()
+    path = saved(tmp_path / "b.ckpt", "equivariant/lorentz_resnet_small", {"depths": [1], "widths": [4], "num_classes": 10, "in_chans": 1})
+    with pytest.raises(CheckpointError, match="HyperbolicResNet, which knows no energies"):
+        Calculator(path, device="cpu")
 
 
 def test_importing_the_manifest_imports_neither_torch_nor_ase():

@@ -148,11 +148,13 @@ class _Columns:
                 inside &= cells[-1] == 0
         # A little more than the cutoff, lest rounding lose a pair: what is too far is dropped later.
         room = (self.cutoff * (1 + 1e-9)) ** 2 - _least_square(gaps[0], gaps[1], around, self.basis)
-        which, step_index = (inside & (room > 0)).nonzero(as_tuple=True)
-        first, second = cells[0][which, step_index], cells[1][which, step_index]
-        column = (wrapped[0] * self.bins[1] + wrapped[1])[which, step_index]
-        below = own[which, 2] - first * float(self.basis[0, 2]) - second * float(self.basis[1, 2])
-        return self._images(center[which], column, first, second, below, room[which, step_index].sqrt() + 1e-9)
+        chosen = (inside & (room > 0)).flatten().nonzero()[:, 0]
+        first, second, column, room = (
+            each.flatten().index_select(0, chosen) for each in (*cells, wrapped[0] * self.bins[1] + wrapped[1], room)
+        )
+        which = chosen // len(around)
+        below = own[:, 2].index_select(0, which) - first * float(self.basis[0, 2]) - second * float(self.basis[1, 2])
+        return self._images(center.index_select(0, which), column, first, second, below, room.sqrt() + 1e-9)
 
     def _images(self, center: Tensor, column: Tensor, first: Tensor, second: Tensor, height: Tensor, reach: Tensor) -> _Stretches:
         """Repeat the stretches for every image along the third vector that they touch, and look up where they begin and end."""
@@ -163,8 +165,10 @@ class _Columns:
             images = torch.floor((height + reach) / length).long() - lowest + 1
             index = torch.repeat_interleave(images)
             begin = images.cumsum(0) - images
-            third = lowest[index] + torch.arange(len(index), device=index.device) - begin[index]
-            center, column, first, second, height, reach = (x[index] for x in (center, column, first, second, height, reach))
+            third = (lowest - begin).index_select(0, index) + torch.arange(len(index), device=index.device)
+            center, column, first, second, height, reach = (
+                each.index_select(0, index) for each in (center, column, first, second, height, reach)
+            )
         height = height - third * length
         base = column * self.stride
         slack = 1e-9 + 4e-16 * float(self.keys[-1].abs()) if len(self.keys) else 0.0
