@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 _SPHERES = (32, 32, 16, 16, 8, 8)
 _PLAIN: dict[str, object] = {"residual": False, "nonlinearity": "magnitude"}
 
-_SMALL_ESCN: dict[str, object] = {"resolution": 11}
 _OC20: dict[str, object] = {"cutoff": 12.0, "direct": True, "mmax": 2, "num_layers": 12, "sphere_channels": 128, "hidden_channels": 256}
 _OC20 |= {
     "edge_channels": 128,
@@ -33,23 +32,23 @@ NETWORKS: tuple[tuple[Entry, dict[str, tuple[str, Figures, dict[str, object]]]],
             "escn": (
                 "eSCN for CPUs: forces are the energy's gradient, messages end smoothly, mirror images are alike.",
                 Figures(),
-                _SMALL_ESCN,
+                {},
             ),
-            "escn_direct": ("The same with forces that are predicted by themselves.", Figures(), {**_SMALL_ESCN, "direct": True}),
+            "escn_direct": ("The same with forces that are predicted by themselves.", Figures(), {"direct": True}),
             "escn_l4_m2": (
                 "eSCN-L4-M2-Lay12 of OC20, with direct forces; messages end abruptly at the cutoff, as published.",
                 Figures(quality="OC20 2M: forces 19.1 meV/A in validation"),
-                {**_OC20, "lmax": 4},
+                {**_OC20, "lmax": 4, "resolution": 11},
             ),
             "escn_l6_m2": (
                 "eSCN-L6-M2-Lay12 of OC20, with direct forces; messages end abruptly at the cutoff, as published.",
                 Figures(quality="OC20 2M: forces 18.6 meV/A in validation; All+MD: 16.1"),
-                {**_OC20, "lmax": 6},
+                {**_OC20, "lmax": 6, "resolution": 15},
             ),
             "escn_l6_m3": (
                 "eSCN-L6-M3-Lay20 of OC20, with direct forces; messages end abruptly at the cutoff, as published.",
                 Figures(quality="OC20 All+MD: forces 13.9 meV/A in validation"),
-                {**_OC20, "lmax": 6, "mmax": 3, "num_layers": 20, "sphere_channels": 160, "hidden_channels": 384},
+                {**_OC20, "lmax": 6, "resolution": 15, "mmax": 3, "num_layers": 20, "sphere_channels": 160, "hidden_channels": 384},
             ),
         },
     ),

@@ -96,7 +96,8 @@ class ESCN(Potential):
         neighbors: The sum of messages is divided by this, whatever the number of neighbours is.
         message_act: In the frame of an edge: ``"gate"``, or ``"sphere"`` for the paper's SiLU at the points of a grid.
         mirror: Whether energies are the same for mirror images: O(3) instead of the paper's SO(3).
-        resolution: Longitudes of the grid; by default the paper's ``2 * lmax + 3``. Colatitudes, at the nodes of Gauss, are half as many.
+        resolution: Longitudes of the grid; by default ``4 * lmax + 3``. Colatitudes, at the nodes of Gauss, are half as many. The paper's
+            ``2 * lmax + 3`` are the fewest; each 4 more make the error of rotations some 50 times smaller at ``lmax=2``.
 
     Raises:
         ConfigError: If an argument is out of its range.
@@ -127,7 +128,7 @@ class ESCN(Potential):
     ) -> None:
         super().__init__(elements=elements, cutoff=cutoff, direct=direct)
         mmax = order.check(lmax, mmax)
-        resolution = 2 * lmax + 3 if resolution is None else resolution
+        resolution = 4 * lmax + 3 if resolution is None else resolution
         _check(lmax, num_layers, taper, neighbors, message_act, resolution)
         self.lmax, self.mmax, self.taper, self.neighbors = lmax, mmax, taper, float(neighbors)
         self.sphere_embedding = nn.Embedding(len(self.elements), sphere_channels)
