@@ -33,6 +33,8 @@ TARGET_BARE, TARGET_WIGNER, TARGET_CONSTRUCTION = 1.5, 10.0, 50.0
 TOLERANCE = 1e-4
 ENOUGH = 0.3
 """Seconds of one measurement beyond which nothing is repeated more often than asked for."""
+MOST_RESULTS = 7_500_000
+"""Numbers of a result above which the allocator fetches new pages at every call, which would be measured instead of the layer."""
 MOST_NUMBERS = 20_000_000
 """Edges that the tensor product is given, times the square of the coefficients, times the channels."""
 
@@ -149,7 +151,8 @@ class Convolution:
 
     def bare(self, repeats: int, *, backward: bool) -> tuple[float, float]:
         """Return ms of the layer in the frame, and of its matrix products alone on operands that lie ready."""
-        x = self.x[:, order.to_m_order(self.lmax)].requires_grad_(backward)
+        edges = max(1, MOST_RESULTS // (order.size(self.lmax) * self.channels))
+        x = self.x[:edges, order.to_m_order(self.lmax)].requires_grad_(backward)
         slope = torch.randn_like(x)
         sizes = [count * self.channels for count in order.order_sizes(self.lmax)]
         inputs = [part.contiguous().detach().requires_grad_(backward) for part in x.flatten(1).split(sizes, 1)]

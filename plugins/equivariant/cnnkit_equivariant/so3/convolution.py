@@ -91,9 +91,11 @@ class SO2Linear(nn.Module):
         """
         flat = x.flatten(1) if self.gates is None else self._gated(x, edges)
         matrices = [self.weight.t().contiguous(), *(_real(weight) for weight in self.weights)]
-        extra, mixed = _by_order(flat, self.bias, matrices).split([self.extra_scalars, self._kept * self.out_channels], 1)
-        mixed = mixed.unflatten(1, (self._kept, self.out_channels))
-        return (mixed, extra) if self.extra_scalars else mixed
+        mixed = _by_order(flat, self.bias, matrices)
+        if not self.extra_scalars:
+            return mixed.unflatten(1, (self._kept, self.out_channels))
+        extra, mixed = mixed.split([self.extra_scalars, self._kept * self.out_channels], 1)
+        return mixed.unflatten(1, (self._kept, self.out_channels)), extra
 
     def _gated(self, x: Tensor, edges: Tensor | None) -> Tensor:
         assert self.gates is not None
