@@ -36,10 +36,10 @@ NETWORK = {"name": "equivariant/invariant", "args": {"channels": 8, "layers": 1,
 TRAIN = {"epochs": 1, "accelerator": "cpu", "devices": 1, "tensorboard": False, "ema": 0.9}
 
 
-def task_of(train: dict[str, Any] | None = None, **atoms: Any) -> Atomistic:
+def task_of(schedule: dict[str, Any] | None = None, **atoms: Any) -> Atomistic:
     """A task with a tiny network."""
     synthetic = {"emt": {"train": 10, "val": 3, "test": 5}, "batch_size": 4, "elements": list(emt.ELEMENTS)}
-    task = Atomistic(from_dict(Config, {"network": NETWORK, "train": TRAIN | (train or {}), "atoms": synthetic | atoms}))
+    task = Atomistic(from_dict(Config, {"network": NETWORK, "train": TRAIN | (schedule or {}), "atoms": synthetic | atoms}))
     assert isinstance(task, Atomistic)
     return task
 
@@ -134,6 +134,21 @@ def test_a_training_leaves_a_checkpoint_that_predicts_the_same(precision: str, t
     assert figures["energy_mae"] > 0 and figures["slab/forces_mae"] > 0 and -1 <= figures["forces_cos"] <= 1
     names = {path.name for path in write_evaluation(tmp_path / "eval", figures, metric)}
     assert names == {"metrics.json", "errors.csv", "errors.md", "parity.png"}
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25])
+def test_a_training_on_a_file(share: float, tmp_path: Path) -> None:
+    """Of extended xyz alone, with a part of it or nothing to validate on; a frame without forces and one without an energy are no harm."""
+    structures = [atoms.copy() for atoms in emt.structures("train", 8)]
+    for number, (atoms, known) in enumerate(zip(structures, emt.structures("train", 8), strict=True)):
+        results = {name: value for name, value in known.calc.results.items() if (number, name) not in ((1, "forces"), (2, "energy"))}
+        atoms.calc = SinglePointCalculator(atoms, **results)
+    write(tmp_path / "all.extxyz", structures)
+    task = task_of(train=[str(tmp_path / "all.extxyz")], val_share=share, stress_weight=1.0)
+    loaded = load(fit(task, output=tmp_path / "run", plugin=get("equivariant"), progress=False).last)
+    assert float(loaded.model.scale) > 0.1 and loaded.task.loader("test") is None
+    if share:
+        assert evaluate(loaded.task, loaded.model, split="val", device="cpu", progress=False)[0]["energy_mae"] > 0
 
 
 def test_halves_are_refused(tmp_path: Path) -> None:
