@@ -91,7 +91,7 @@ class TestClassifier:
         torch.testing.assert_close(model.draw(both), expected, rtol=0, atol=1e-12)
 
     def test_it_learns_to_count_points(self) -> None:
-        """Stars of three, five and eight points, turned and sampled at random: sixty steps are enough."""
+        """Stars of three, five and eight points, turned and sampled at random: eighty steps are enough."""
         rng = np.random.default_rng(0)
         torch.manual_seed(0)
         model = NUFTCNN(num_classes=3, size=16, widths=(8, 16), drop=0.0)
@@ -102,8 +102,8 @@ class TestClassifier:
             return torch.nn.utils.rnn.pad_sequence(shapes, batch_first=True).float(), target
 
         optimizer = torch.optim.Adam(model.parameters(), 0.003)
-        for _ in range(60):
-            x, target = batch(16)
+        for _ in range(80):
+            x, target = batch(24)
             optimizer.zero_grad()
             F.cross_entropy(model(x), target).backward()
             optimizer.step()
