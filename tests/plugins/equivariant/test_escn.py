@@ -12,7 +12,7 @@ from cnnkit.backbones import create_model
 from cnnkit.count import count_params, on_meta
 from cnnkit.errors import CheckpointError, ConfigError
 from cnnkit.plugin import get
-from cnnkit.testing.compare import assert_figures, assert_near, without_gradient
+from cnnkit.testing.compare import assert_near, assert_same_keys, without_gradient
 from cnnkit.weights import load_weights
 from cnnkit_equivariant.models._so2_block import Gate, SphereAct
 from cnnkit_equivariant.models.escn import ESCN, LayerBlock
@@ -167,12 +167,26 @@ def test_gates_are_equivariant_and_the_grid_is_not_quite() -> None:
     assert 1e-3 < coarse < 0.3 and fine < 1e-3 * coarse
 
 
-@pytest.mark.parametrize("name", [name for name in get("equivariant").models if "escn" in name])
-def test_published_figures(name: str) -> None:
-    entry = get("equivariant").models[name]
+@pytest.mark.parametrize(("name", "millions"), [("escn_l4_m2", 36.1), ("escn_l6_m2", 51.8), ("escn_l6_m3", 200.2)])
+def test_published_sizes_take_the_weights_of_the_authors_code(plain: Callable[[str], ModuleType], name: str, millions: float) -> None:
+    """Of its configurations for OC20; the first layer has less here, by what is always multiplied by zero there."""
+    args = dict(get("equivariant").models[f"equivariant/{name}"].args)
+    names = ("lmax", "mmax", "num_layers", "sphere_channels", "hidden_channels", "edge_channels", "cutoff")
     with on_meta():
-        model = create_model(name, dims=3)
-    assert_figures(entry.figures, model, dims=3)
+        ours = create_model(f"equivariant/{name}", dims=3)
+        theirs = plain("escn").PlainESCN(
+            **{key: args[key] for key in names},
+            num_gaussians=600,
+            basis_width_scalar=2.0,
+            max_num_elements=90,
+            grid=(),
+            regress_forces=True,
+        )
+    (layout,) = ESCN.layouts
+    assert layout.matches is not None and layout.convert is not None and layout.matches(theirs.state_dict().keys())
+    assert_same_keys(ours, layout.convert(theirs.state_dict()))
+    assert sum(each.numel() for each in theirs.parameters() if each.requires_grad) / 1e6 == pytest.approx(millions, abs=0.05)
+    assert (args["gaussians"], args["basis_width"], args["direct"], args["taper"], args["neighbors"]) == (600, 2.0, True, None, 1.0)
 
 
 def test_the_default_is_small() -> None:

@@ -180,7 +180,7 @@ class PlainESCN(nn.Module):
         self.lmax, self.cutoff, self.taper, self.neighbors, self.grid = lmax, cutoff, taper, neighbors, grid
         self.generator = torch.Generator().manual_seed(0)
         self.offset = torch.linspace(0, cutoff, num_gaussians, dtype=torch.float64)
-        self.coeff = -0.5 / (basis_width_scalar * float(self.offset[1] - self.offset[0])) ** 2
+        self.coeff = -0.5 / (basis_width_scalar * cutoff / (num_gaussians - 1)) ** 2
         self.sphere_embedding = nn.Embedding(max_num_elements, sphere_channels)
         self.layer_blocks = nn.ModuleList()
         for _ in range(num_layers):
