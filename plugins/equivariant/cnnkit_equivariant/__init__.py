@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cnnkit.plugin import Plugin
 from cnnkit.registry import Entry, Figures
 
-if TYPE_CHECKING:
-    from cnnkit_equivariant.atoms.calculator import Calculator as Calculator
-
 _SPHERES = (32, 32, 16, 16, 8, 8)
 _PLAIN: dict[str, object] = {"residual": False, "nonlinearity": "magnitude"}
 
-_OC20: dict[str, object] = {"cutoff": 12.0, "direct": True, "mmax": 2, "num_layers": 12, "sphere_channels": 128, "hidden_channels": 256}
-_OC20 |= {
+_OC20: dict[str, object] = {
+    "cutoff": 12.0,
+    "direct": True,
+    "mmax": 2,
+    "num_layers": 12,
+    "sphere_channels": 128,
+    "hidden_channels": 256,
     "edge_channels": 128,
     "gaussians": 600,
     "basis_width": 2.0,
