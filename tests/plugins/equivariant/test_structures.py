@@ -144,6 +144,16 @@ def test_atoms_at_one_place():
         with pytest.raises(InputError, match=r"atoms 0 \(Cu\) and 1 \(O\) \(an image of it\) are 0.004 A apart"):
             check(Atoms("CuO", [(0, 0, 0), (0, 0, 3.996)], cell=[4, 4, 4], pbc=True))
     check_structure(Atoms("CuO", [(1, 1, 1), (1, 1, 1.02)]))
+    with pytest.raises(InputError, match=r"0 \(Cu\) and 0 \(Cu\) \(an image of it\)"):
+        check_structure(Atoms("Cu", cell=[0.009, 4, 4], pbc=True))
+    for count in (2, 400):
+        many = Atoms(
+            f"Cu{count}", [(2.5 * index, 0, 0) for index in range(count)], cell=[[2.5 * count, 0, 0], [3, 9, 0], [-2, 1, 9]], pbc=True
+        )
+        check_structure(many)
+        many.positions[1] = many.positions[0] + 2 * many.cell[0] - many.cell[2]
+        with pytest.raises(InputError, match=r"atoms 0 \(Cu\) and 1 \(Cu\)"):
+            check_structure(many)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 CLOSEST = 0.01
 """Atoms that are closer than this, in A, are one atom that was written twice."""
+MOST_PAIRED = 300
+"""Atoms of which all pairs are looked at without a search."""
 LARGE_FORCE = 15.0
 """Root mean square in eV/A above which forces are likely in another unit."""
 LARGE_SPREAD = 3.0
@@ -117,8 +119,24 @@ def check_structure(atoms: Atoms) -> None:
     """
     cell, pbc = torch.from_numpy(np.array(atoms.cell)), torch.from_numpy(np.array(atoms.pbc))
     places = torch.from_numpy(atoms.positions - origins(atoms))
-    check_distances(atoms, places, *neighbor_list(places, cell, pbc, CLOSEST))
+    if len(atoms) > MOST_PAIRED or _perhaps_close(atoms):
+        check_distances(atoms, places, *neighbor_list(places, cell, pbc, CLOSEST))
     references(atoms)
+
+
+def _perhaps_close(atoms: Atoms) -> bool:
+    """Return quickly whether two atoms may be at one place: a file has thousands of structures, and next to none has such."""
+    basis, _ = complete_cell(
+        torch.from_numpy(atoms.positions), torch.from_numpy(np.array(atoms.cell)), torch.from_numpy(np.array(atoms.pbc))
+    )
+    inverse = np.linalg.inv(basis)
+    if np.linalg.norm(inverse, axis=0).max() > 1:  # A cell thinner than 1 A: the nearest image need not be the one of rounding.
+        return True
+    apart = (atoms.positions[:, None] - atoms.positions) @ inverse
+    apart -= np.where(atoms.pbc, np.round(apart), 0.0)
+    squares = np.square(apart @ basis).sum(-1)
+    np.fill_diagonal(squares, np.inf)
+    return bool(squares.min() < (2 * CLOSEST) ** 2)
 
 
 def _check_places(atoms: Atoms) -> None:
