@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 
-for library in ("cnnkit_audio", "cnnkit_medseg", "cnnkit_superres", "spandrel", "lightning"):
+for library in ("cnnkit_audio", "cnnkit_equivariant", "cnnkit_medseg", "cnnkit_superres", "spandrel", "lightning"):
     pytest.importorskip(library)
 
 ROOT = Path(__file__).parents[1]
-READMES = ("README.md", "core/README.md", *(f"plugins/{name}/README.md" for name in ("audio", "medseg", "superres")))
+READMES = ("README.md", "core/README.md", *(f"plugins/{name}/README.md" for name in ("audio", "equivariant", "medseg", "superres")))
 SMALL = ["train.epochs=1", "train.tensorboard=false"]
 STEPS = ["data.steps_per_epoch=2", "data.batch_size=1", "data.workers=0"]
 SMALLER = {
@@ -29,6 +29,7 @@ SMALLER = {
         "network.name=audio/panns_cnn6",
         "network.args={sample_rate: 8000, widths: [4, 6], pools: 2, window: 0.5}",
     ],
+    "equivariant": ["train.optimizer.warmup_steps=0"],
     "medseg": [*STEPS, "patch_size=[16,16,16]", "network.args={channels: [4, 8]}"],
     "superres": [*STEPS, "network.args.channels=8", "train.optimizer.warmup_steps=0"],
 }
@@ -86,6 +87,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_checkpoint(work / "model.ckpt", model.state_dict(), header_for(task, model, get("medseg"), {}))
     make_pictures(work)
     make_sounds(work)
+    make_structures(work)
     for name in ("configs", "apps"):
         shutil.copytree(ROOT / name, work / name)
     return work
@@ -138,6 +140,38 @@ def make_sounds(work: Path) -> None:
         task = Audio(from_dict(Audio.Config, {"network": {"name": f"audio/{network}", "args": dict(NETWORKS[f"audio/{network}"].args)}}))
         model = task.model()
         save_checkpoint(work / f"{file}.ckpt", model.state_dict(), header_for(task, model, get("audio"), {}))
+
+
+def make_structures(work: Path) -> None:
+    """Add the structures, the picture and the checkpoint of the README of equivariant."""
+    import ase.io
+    import torch
+    from ase.build import add_adsorbate, bulk, fcc111
+    from ase.calculators.emt import EMT
+    from cnnkit.checkpoint import save_checkpoint
+    from cnnkit.config import from_dict
+    from cnnkit.engine.fit import header_for
+    from cnnkit.plugin import get
+    from cnnkit_equivariant.task import Equivariant
+    from PIL import Image
+
+    slab = fcc111("Cu", (2, 2, 2), vacuum=6.0)
+    add_adsorbate(slab, "O", 1.3, "fcc")
+    ase.io.write(work / "slab.extxyz", slab)
+    (work / "structures").mkdir()
+    labelled = []
+    for seed in range(12):
+        atoms = bulk("Cu", cubic=True)
+        atoms.rattle(0.1, seed=seed)
+        atoms.calc = EMT()
+        atoms.get_forces()
+        labelled.append(atoms)
+    ase.io.write(work / "structures" / "train.extxyz", labelled)
+    Image.new("L", (28, 28), 40).save(work / "digit.png")
+    torch.manual_seed(0)
+    task = Equivariant(from_dict(Equivariant.Config, {"network": {"name": "equivariant/nuft_cnn", "args": {"widths": [4, 6]}}}))
+    model = task.model()
+    save_checkpoint(work / "digits.ckpt", model.state_dict(), header_for(task, model, get("equivariant"), {}))
 
 
 def shrunk(words: list[str]) -> list[str]:

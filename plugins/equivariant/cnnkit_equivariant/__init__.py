@@ -134,6 +134,12 @@ NETWORKS: tuple[tuple[Entry, dict[str, tuple[str, Figures, dict[str, object]]]],
 )
 
 PARTS: dict[str, Entry] = {
+    "equivariant/so2_linear": Entry(
+        "cnnkit_equivariant.so3.convolution:SO2Linear",
+        paper="escn",
+        summary="All linear maps that commute with rolls about an edge: the tensor product with its harmonics, in its frame.",
+        dims=(3,),
+    ),
     "equivariant/simplex_raster": Entry(
         "cnnkit_equivariant.simplex:SimplexRaster",
         paper="nuft-cnn",

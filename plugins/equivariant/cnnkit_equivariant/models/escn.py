@@ -29,7 +29,7 @@ from cnnkit_equivariant.models._radial import GaussianBasis, envelope, lengths
 from cnnkit_equivariant.models._so2_block import Gate, MessageBlock, SphereAct
 from cnnkit_equivariant.so3 import order
 from cnnkit_equivariant.so3.grid import SphereGrid
-from cnnkit_equivariant.so3.wigner import block_diagonal, edge_rotation, wigner
+from cnnkit_equivariant.so3.wigner import edge_rotation, wigner_matrix
 
 
 class LayerBlock(nn.Module):
@@ -103,7 +103,6 @@ class ESCN(Potential):
         ConfigError: If an argument is out of its range.
     """
 
-    by_order: Tensor
     layouts = (Layout("official", lambda keys: any(key.endswith("sphere_points") for key in keys), lambda state: _from_official(state)),)
 
     def __init__(
@@ -156,7 +155,6 @@ class ESCN(Potential):
         self.layer_blocks = nn.ModuleList(layers)
         self.energy_block = Head(sphere_channels)
         self.force_block = Head(sphere_channels) if direct else None
-        self.register_buffer("by_order", torch.argsort(order.from_m_order(lmax, mmax)), persistent=False)
         self._draw()
 
     def _draw(self) -> None:
@@ -193,8 +191,7 @@ class ESCN(Potential):
 
     def _turn(self, vectors: Tensor) -> Tensor:
         """Return what turns coefficients by degree into the frame of each edge, where they stand by order."""
-        blocks = wigner(self.lmax, edge_rotation(vectors), mmax=self.mmax)
-        return block_diagonal(blocks).index_select(-2, self.by_order)
+        return wigner_matrix(self.lmax, edge_rotation(vectors), mmax=self.mmax, by_order=True)
 
 
 def _check(lmax: int, num_layers: int, taper: int | None, neighbors: float, message_act: str, resolution: int) -> None:
