@@ -11,35 +11,23 @@ memory grows with the sound::
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import resource
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
-from types import ModuleType
 
 import torch
 from cnnkit.weights import load_weights
 from cnnkit_audio.codec.streaming import StreamDecoder, StreamEncoder
 from cnnkit_audio.models.esc import ESC
 from torch import Tensor
+from turns import plain
 
 TARGET = 1.0
 TOLERANCE = 1e-5
 GROWTH = 1.1
 """Peak memory of a sound by that of one of a quarter of its length, at most."""
-PLAIN = Path(__file__).parent.parent / "plugins" / "audio" / "plain" / "esc.py"
-
-
-def plain() -> ModuleType:
-    """Import the straightforward version."""
-    spec = importlib.util.spec_from_file_location("plain_esc", PLAIN)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def fastest(*calls: Callable[[], object], rounds: int) -> list[float]:
@@ -58,7 +46,7 @@ def fastest(*calls: Callable[[], object], rounds: int) -> list[float]:
 def speed(seconds: float, rounds: int) -> bool:
     """Print the table and tell whether ours is as fast, and the same."""
     torch.manual_seed(0)
-    theirs = plain().PlainESC().eval()
+    theirs = plain("audio", "esc").PlainESC().eval()
     ours = ESC().eval()
     load_weights(ours, theirs.state_dict())
     x = 0.1 * torch.randn(1, 1, round(seconds * 50) * 320 - 80)

@@ -6,32 +6,20 @@ the paper falls below 1 in blocks of 512 samples, or is slower than the straight
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import torch
 from cnnkit.backbones import create_model
 from cnnkit.testing.compare import stir
 from cnnkit_audio.models._base import Effect
+from turns import plain
 
-PLAIN = Path(__file__).parents[1] / "plugins" / "audio" / "plain" / "micro_tcn.py"
 RATE = 44100
 SIZES = {"100": {"blocks": 4, "kernel": 5}, "300": {"blocks": 4, "kernel": 13}, "1000": {"blocks": 5, "kernel": 5}}
 BLOCKS = (128, 512, 2048)
-
-
-def plain_module() -> Any:
-    """Return the straightforward code."""
-    spec = importlib.util.spec_from_file_location("plain_micro_tcn", PLAIN)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def fastest(run: Callable[[], object], repeats: int = 3) -> float:
@@ -54,7 +42,7 @@ def in_blocks(model: Effect, x: torch.Tensor, knobs: torch.Tensor, size: int) ->
 
 def measure(name: str) -> tuple[list[float], float, float]:
     """Return the real-time factors in blocks, and the seconds that a second of sound takes as a whole: ours and the plain code's."""
-    theirs = stir(plain_module().MicroTCN(**SIZES[name])).eval()
+    theirs = stir(plain("audio", "micro_tcn").MicroTCN(**SIZES[name])).eval()
     model = create_model(f"audio/micro_tcn_{name}_c", dims=1)
     assert isinstance(model, Effect)
     model.load_state_dict(theirs.state_dict())

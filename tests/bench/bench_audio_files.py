@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from turns import in_turns
 
 TARGET = 1.0
 GROWTH = 1.2
@@ -67,17 +68,6 @@ def torchaudio_resample(path: Path) -> np.ndarray:
     return AF.resample(torch.from_numpy(data.mean(axis=1)), rate, RATE, lowpass_filter_width=32).numpy()
 
 
-def fastest(runs: list[Callable[[], object]], repeats: int) -> list[float]:
-    """Return the least seconds of each, run in turns."""
-    best = [float("inf")] * len(runs)
-    for _ in range(repeats):
-        for which, run in enumerate(runs):
-            start = time.perf_counter()
-            run()
-            best[which] = min(best[which], time.perf_counter() - start)
-    return best
-
-
 def peak_megabytes(path: Path, how: str) -> float:
     """Return the peak memory of a fresh process that reads a file."""
     command = [sys.executable, __file__, "--read", str(path), "--how", how]
@@ -118,7 +108,7 @@ def main() -> int:
             runs: list[Callable[[], object]] = [lambda p=path, f=f: f(p) for f in (ours, librosa_load, torchaudio_resample)]  # type: ignore[misc]
             for run in runs:
                 run()
-            mine, theirs, other = (1000 * seconds / args.seconds for seconds in fastest(runs, args.repeats))
+            mine, theirs, other = (1000 * seconds / args.seconds for seconds in in_turns(runs, args.repeats, clock=time.perf_counter)[0])
             name = f"{suffix} {subtype or ''} {rate} Hz x {channels}"
             print(f"{name:28} {mine:8.3f} {theirs:13.3f} {theirs / mine:6.2f} {other:11.3f} {other / mine:6.2f}", flush=True)
             ratios.append(theirs / mine)

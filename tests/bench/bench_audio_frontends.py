@@ -8,32 +8,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
+from turns import Pairing, in_turns
 
 TARGET_FRONT, TARGET_WINDOWS = 2.0, 3.0
 TOLERANCE = 1e-4
-
-
-@dataclass(frozen=True)
-class Pairing:
-    """Two ways to the same features.
-
-    Args:
-        name: What is compared.
-        ours: Computes it.
-        peer: Computes it, too.
-        target: Least ratio of the peer's time to ours; 0 for a ratio that is only shown.
-    """
-
-    name: str
-    ours: Callable[[], np.ndarray]
-    peer: Callable[[], np.ndarray]
-    target: float
 
 
 def front_ends() -> list[Pairing]:
@@ -112,12 +94,7 @@ def windows(minutes: float) -> list[Pairing]:
 
 def measure(pairing: Pairing, repeats: int) -> bool:
     """Print one line; return whether target and agreement were met."""
-    runs, seconds, results = (pairing.ours, pairing.peer), [float("inf")] * 2, [np.zeros(0)] * 2
-    for _ in range(repeats):
-        for which, run in enumerate(runs):
-            start = time.process_time()
-            results[which] = run()
-            seconds[which] = min(seconds[which], time.process_time() - start)
+    seconds, results = in_turns((pairing.ours, pairing.peer), repeats)
     ratio = seconds[1] / seconds[0]
     apart = float(np.abs(results[0] - results[1]).max() / np.ptp(results[1]))
     wanted = f">= {pairing.target:g}" if pairing.target else ""

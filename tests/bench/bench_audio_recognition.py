@@ -10,19 +10,16 @@ the repeats counts. Exit status 1 when a ratio is under the target or two result
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import inspect
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from turns import in_turns, plain
 
 TARGET = 1.0
-PLAIN = Path(__file__).parents[1] / "plugins" / "audio" / "plain" / "acs_asr.py"
 ROOM, SOURCE = (5.0, 4.0, 3.0), (1.2, 1.1, 1.4)
 
 Pair = tuple[Callable[[], np.ndarray], Callable[[], np.ndarray]]
@@ -32,14 +29,11 @@ def networks(microphones: int, seconds: float) -> Pair:
     """The network and the straightforward version on one recording."""
     from cnnkit_audio.models.acs_asr import ACSASR
 
-    spec = importlib.util.spec_from_file_location("plain_acs_asr", PLAIN)
-    assert spec is not None and spec.loader is not None
-    module: Any = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    straight = plain("audio", "acs_asr")
     defaults = {name: item.default for name, item in inspect.signature(ACSASR).parameters.items()} | {"num_classes": 100, "layers": 4}
     torch.manual_seed(0)
     ours = ACSASR(**defaults).eval()
-    theirs = module.Recogniser(**{key: value for key, value in defaults.items() if key != "dropout"}).eval()
+    theirs = straight.Recogniser(**{key: value for key, value in defaults.items() if key != "dropout"}).eval()
     theirs.load_state_dict(ours.state_dict())
     x, tokens = 0.1 * torch.randn(1, microphones, round(16000 * seconds)), torch.tensor([1, 5, 6, 7])
 
@@ -105,13 +99,8 @@ def main() -> int:
     missed = []
     print("| pairing | ours s | peer s | ratio | difference |\n|---|---|---|---|---|")
     for name, runs in pairings.items():
-        seconds, results = [float("inf")] * 2, [np.zeros(0)] * 2
-        for _ in range(options.repeats):
-            for which, run in enumerate(runs):
-                start = time.perf_counter()
-                with torch.no_grad():
-                    results[which] = run()
-                seconds[which] = min(seconds[which], time.perf_counter() - start)
+        with torch.no_grad():
+            seconds, results = in_turns(runs, options.repeats, clock=time.perf_counter)
         difference = float(np.abs(results[0] - results[1]).max() / np.abs(results[1]).max())
         ratio = seconds[1] / seconds[0]
         print(f"| {name} | {seconds[0]:.3f} | {seconds[1]:.3f} | {ratio:.1f} | {difference:.1e} |", flush=True)

@@ -10,15 +10,12 @@ alternates, and the medians count. Exits with 1 when a ratio is above the target
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import math
 import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -27,10 +24,10 @@ from cnnkit.layers.fuse import fuse
 from cnnkit.testing.compare import randomise
 from cnnkit.weights import load_weights
 from torch import Tensor, nn
+from turns import plain
 
 TARGET = 1.0
 TOLERANCE = 1e-4
-PLAIN = Path(__file__).parent.parent / "plugins" / "audio" / "plain"
 FRONT = ("spectrogram_extractor", "logmel_extractor")
 
 
@@ -48,15 +45,6 @@ PEERS: dict[str, tuple[str, Callable[[Any], nn.Module], float]] = {
 """File of the straightforward version, how it is built, and the seconds of the clip, by our names."""
 
 
-def plain(name: str) -> ModuleType:
-    """Import a straightforward version."""
-    spec = importlib.util.spec_from_file_location(f"plain_{name}", PLAIN / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def by_order(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """Return weights under the keys of a model that has the same layers in the same order under other names."""
     own = model.state_dict()
@@ -66,7 +54,7 @@ def by_order(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]
 def pair(name: str) -> tuple[Any, nn.Module, float]:
     """Return our network, merged, the peer with the same weights, and the seconds of the clip."""
     file, build, seconds = PEERS[name]
-    theirs = build(plain(file)).eval()
+    theirs = build(plain("audio", file)).eval()
     learned = {key: value.clone() for key, value in theirs.state_dict().items() if not key.startswith(FRONT)}
     theirs.load_state_dict({**theirs.state_dict(), **randomise(learned, gain=2.0 if "convnext" not in name else 1.0)})
     classes = 527 if file in ("panns", "convnext_audio") else 50

@@ -10,42 +10,20 @@ when a step inside the supernet is slower than the straightforward one::
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from functools import partial
 
 import torch
 from cnnkit.weights import load_weights
 from cnnkit_audio.models.efficient_tdnn import EfficientTDNN
 from cnnkit_audio.models.efficient_tdnn_space import BASE, LARGEST, MOBILE, SMALL, SubNet
 from cnnkit_audio.models.efficient_tdnn_supernet import EfficientTDNNSupernet
+from turns import in_turns, plain
 
 TARGET = 1.0
-PLAIN = Path(__file__).parents[1] / "plugins" / "audio" / "plain" / "efficient_tdnn.py"
 RATE, SECONDS = 16000, 3
-
-
-def peer_code() -> Any:
-    """Import the straightforward version."""
-    spec = importlib.util.spec_from_file_location("plain_efficient_tdnn", PLAIN)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def in_turns(works: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Return the least seconds of each, taking turns."""
-    best = dict.fromkeys(works, float("inf"))
-    for _ in range(repeats + 1):  # The first turn warms up.
-        for name, work in works.items():
-            start = time.perf_counter()
-            work()
-            best[name] = min(best[name], time.perf_counter() - start)
-    return best
 
 
 def step(model: torch.nn.Module, run: Callable[[], torch.Tensor]) -> None:
@@ -65,11 +43,11 @@ def evaluate(model: torch.nn.Module, run: Callable[[], torch.Tensor]) -> None:
 def main() -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=6)
     parser.add_argument("--batch", type=int, default=4)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    code = peer_code()
+    code = plain("audio", "efficient_tdnn")
     peer = code.DynamicTDNN(LARGEST.depth, LARGEST.channels, LARGEST.kernels, LARGEST.cat)
     ours = EfficientTDNNSupernet()
     load_weights(ours, {f"module.__S__.{key}": value for key, value in peer.state_dict().items()})
@@ -90,14 +68,14 @@ def main() -> int:
     print(f"batch {args.batch}, {SECONDS} s, sub-network {subnet}\n\n| work | ours ms | plain ms | ratio |\n| --- | --- | --- | --- |")
     ratios = {}
     for name, (mine, theirs) in pairs.items():
-        best = in_turns({"ours": mine, "plain": theirs}, args.repeats)
-        ratios[name] = best["plain"] / best["ours"]
-        print(f"| {name} | {1e3 * best['ours']:.1f} | {1e3 * best['plain']:.1f} | {ratios[name]:.2f} |")
+        (best, plains), _ = in_turns((mine, theirs), args.repeats, clock=time.perf_counter)
+        ratios[name] = plains / best
+        print(f"| {name} | {1e3 * best:.1f} | {1e3 * plains:.1f} | {ratios[name]:.2f} |")
     print("\n| network | ms for 3 s of sound | times real time |\n| --- | --- | --- |")
     for name, chosen in {"small": SMALL, "mobile": MOBILE, "base": BASE}.items():
         network = EfficientTDNN(channels=chosen.channels, kernels=chosen.kernels, cat=chosen.cat)
-        best = in_turns({name: lambda network=network: evaluate(network, lambda: network(clip[:1]))}, args.repeats)  # type: ignore[misc]
-        print(f"| {name} | {1e3 * best[name]:.1f} | {SECONDS / best[name]:.0f} |")
+        ((best,), _) = in_turns((partial(evaluate, network, partial(network, clip[:1])),), args.repeats, clock=time.perf_counter)
+        print(f"| {name} | {1e3 * best:.1f} | {SECONDS / best:.0f} |")
     return 0 if ratios["training step inside"] >= TARGET else 1
 
 

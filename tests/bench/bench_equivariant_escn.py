@@ -8,28 +8,16 @@ processor time. Exits with 1 where ours is not faster by the target, or if energ
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import sys
-import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from turns import in_turns, plain
 
 TARGET, TOLERANCE = 1.5, 1e-5
 ELEMENTS = ("Cu", "O")
-
-
-def plain_module() -> Any:
-    """Import the straightforward version from the tests."""
-    path = Path(__file__).parents[1] / "plugins" / "equivariant" / "plain" / "escn.py"
-    spec = importlib.util.spec_from_file_location("plain_escn", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 class Peer:
@@ -51,7 +39,7 @@ class Peer:
             "num_gaussians": ours.distance_expansion.count,
             "basis_width_scalar": ours.distance_expansion.width,
         }
-        self.network = plain_module().PlainESCN(
+        self.network = plain("equivariant", "escn").PlainESCN(
             **size,
             cutoff=ours.cutoff,
             max_num_elements=len(ELEMENTS) + 1,
@@ -127,12 +115,7 @@ def main() -> int:
     met = max(apart) < TOLERANCE
     print(f"{'':20} {'ours ms':>9} {'peer ms':>9} {'ratio':>6} target")
     for name, runs in modes.items():
-        seconds = [float("inf")] * 2
-        for _ in range(args.repeats):
-            for which, run in enumerate(runs):
-                start = time.process_time()
-                run()
-                seconds[which] = min(seconds[which], time.process_time() - start)
+        seconds, _ = in_turns(runs, args.repeats)
         ratio = seconds[1] / seconds[0]
         met &= ratio >= TARGET
         print(f"{name:20} {seconds[0] * 1e3:9.1f} {seconds[1] * 1e3:9.1f} {ratio:6.2f} >= {TARGET:g}")

@@ -11,11 +11,9 @@ results differ::
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import math
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -24,8 +22,8 @@ from pathlib import Path
 import torch
 from cnnkit_equivariant.simplex import cone, content, spectrum, wave_vectors
 from torch import Tensor
+from turns import in_turns, plain
 
-PLAIN = Path(__file__).parents[1] / "plugins" / "equivariant" / "plain" / "simplex.py"
 LOOP, MEMORY, SOLID = 50.0, 5.0, 2.0
 TOLERANCE = 1e-6
 
@@ -86,12 +84,7 @@ def at_once(corners: Tensor, size: tuple[int, ...]) -> Tensor:
 
 def timed(runs: tuple[Callable[[], Tensor], Callable[[], Tensor]], repeats: int) -> tuple[list[float], float]:
     """Return the seconds of both, and how far their results are apart, of the largest value."""
-    seconds, results = [math.inf] * 2, [torch.zeros(())] * 2
-    for _ in range(repeats):
-        for which, run in enumerate(runs):
-            start = time.process_time()
-            results[which] = run()
-            seconds[which] = min(seconds[which], time.process_time() - start)
+    seconds, results = in_turns(runs, repeats)
     return seconds, float((results[0] - results[1]).abs().max() / results[1].abs().max())
 
 
@@ -154,10 +147,7 @@ def main() -> int:
         memory(options.memory[0], CASES[int(options.memory[1])])
         return 0
     torch.set_num_threads(1)
-    spec = importlib.util.spec_from_file_location("plain_simplex", PLAIN)
-    assert spec is not None and spec.loader is not None
-    plain = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(plain)
+    loop = plain("equivariant", "simplex")
     met = []
     print(f"{'float64':58} {'ours ms':>9} {'peer ms':>9} {'ratio':>8} {'target':7} largest difference, of the largest value")
     for case in (CASES[1], CASES[3]):
@@ -167,7 +157,7 @@ def main() -> int:
             return spectrum(few, size=sides)[0]
 
         def peer(few: Tensor = few, sides: tuple[int, ...] = sides) -> Tensor:
-            return torch.from_numpy(plain.spectrum(few.numpy(), [1.0] * len(few), sides))
+            return torch.from_numpy(loop.spectrum(few.numpy(), [1.0] * len(few), sides))
 
         ours()
         met.append(show(f"100 {case.name.split()[0]}, {' x '.join(map(str, sides))}: a loop", (ours, peer), LOOP, 1))

@@ -8,44 +8,15 @@ takes longer, or two results differ.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import sys
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from types import ModuleType
 
 import torch
 from torch import Tensor
+from turns import Pairing, in_turns, plain
 
-PLAIN = Path(__file__).parents[1] / "plugins" / "equivariant" / "plain" / "scale_fourier.py"
 TARGET = 1.0
 TOLERANCE = 1e-3
-
-
-@dataclass(frozen=True)
-class Pairing:
-    """Two ways to the same result.
-
-    Args:
-        name: What is compared.
-        ours: Computes it.
-        peer: Computes it, too.
-    """
-
-    name: str
-    ours: Callable[[], Tensor]
-    peer: Callable[[], Tensor]
-
-
-def load_plain() -> ModuleType:
-    """Import the straightforward version."""
-    spec = importlib.util.spec_from_file_location("plain_scale_fourier", PLAIN)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def learning(run: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[], Tensor]:
@@ -75,13 +46,13 @@ def pairings(batch: int, sizes: list[int]) -> list[Pairing]:
     from cnnkit_equivariant.models.scale_fourier import ScaleFourier
     from cnnkit_equivariant.scale import FourierConv, ShellActivation
 
-    plain, channels, found = load_plain(), (16, 32, 32), []
-    peer = plain.Network(channels, (1, 1, 1), inputs=1, classes=10, modes=27, local=5, hidden=64).float().eval()
+    straight, channels, found = plain("equivariant", "scale_fourier"), (16, 32, 32), []
+    peer = straight.Network(channels, (1, 1, 1), inputs=1, classes=10, modes=27, local=5, hidden=64).float().eval()
     for number in range(len(channels)):
         layer = peer.get_submodule(f"L{number}")
         layer.L = torch.nn.Parameter(layer.L.detach().to(torch.complex64))
     model = ScaleFourier(channels=channels, hidden=64).eval()
-    model.load_state_dict(plain.ours(peer.state_dict()))
+    model.load_state_dict(straight.ours(peer.state_dict()))
     conv, act = FourierConv(32, 32, bias=False), ShellActivation(32)
     conv.load_state_dict({name: model.convs[2].state_dict()[name] for name in ("taps", "mixture")})
 
@@ -110,12 +81,7 @@ def pairings(batch: int, sizes: list[int]) -> list[Pairing]:
 
 def measure(pairing: Pairing, repeats: int) -> bool:
     """Print one line; return whether target and agreement were met."""
-    runs, seconds, results = (pairing.ours, pairing.peer), [float("inf")] * 2, [torch.zeros(0)] * 2
-    for _ in range(repeats):
-        for which, run in enumerate(runs):
-            start = time.process_time()
-            results[which] = run()
-            seconds[which] = min(seconds[which], time.process_time() - start)
+    seconds, results = in_turns((pairing.ours, pairing.peer), repeats)
     ratio = seconds[0] / seconds[1]
     apart = float((results[0] - results[1]).abs().max() / results[1].abs().max())
     print(f"{pairing.name:40} {seconds[0] * 1e3:9.1f} {seconds[1] * 1e3:9.1f} {ratio:6.2f} <= {TARGET:g}  {apart:.1e}", flush=True)

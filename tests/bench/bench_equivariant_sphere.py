@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -19,25 +16,9 @@ from cnnkit_equivariant.sphere.projection import grid_directions
 from cnnkit_equivariant.sphere.transform import SphereTransform, ring_weights
 from scipy.special import sph_harm_y
 from torch import Tensor
+from turns import Pairing, in_turns
 
 TOLERANCE = 1e-4
-
-
-@dataclass(frozen=True)
-class Pairing:
-    """Two ways to the same result.
-
-    Args:
-        name: What is compared.
-        ours: Computes it.
-        peer: Computes it, too.
-        target: Least ratio of the peer's time to ours.
-    """
-
-    name: str
-    ours: Callable[[], Tensor]
-    peer: Callable[[], Tensor]
-    target: float
 
 
 def dense_matrix(lmax: int, rings: int) -> Tensor:
@@ -115,12 +96,7 @@ def spectral_shortcut(bandwidth: int, channels: int, target: float) -> Pairing:
 
 def measure(pairing: Pairing, repeats: int) -> bool:
     """Print one line; return whether target and agreement were met."""
-    runs, seconds, results = (pairing.ours, pairing.peer), [float("inf")] * 2, [torch.zeros(0)] * 2
-    for _ in range(repeats):
-        for which, run in enumerate(runs):
-            start = time.process_time()
-            results[which] = run()
-            seconds[which] = min(seconds[which], time.process_time() - start)
+    seconds, results = in_turns((pairing.ours, pairing.peer), repeats)
     ratio = seconds[1] / seconds[0]
     apart = ((results[0] - results[1]).norm() / results[1].norm()).item()
     wanted = f">= {pairing.target:g}" if pairing.target else ""

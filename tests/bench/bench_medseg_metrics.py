@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 import numpy as np
 from scipy import ndimage
+from turns import in_turns
 
 TARGET = 3.0
 SPACING = (1.0, 0.9, 0.9)
@@ -72,12 +73,7 @@ def main() -> int:
     print(f"{'pairing':26} {'ours s':>8} {'peer s':>8} {'ratio':>6}  values (ours | peer)")
     missed = []
     for name, runs in pairings(pred, ref).items():
-        seconds, values = [float("inf")] * 2, [[0.0]] * 2
-        for _ in range(args.repeats):
-            for which, run in enumerate(runs):
-                start = time.perf_counter()
-                values[which] = run()
-                seconds[which] = min(seconds[which], time.perf_counter() - start)
+        seconds, values = in_turns(runs, args.repeats, clock=time.perf_counter)
         ratio = seconds[1] / seconds[0]
         shown = " | ".join(" ".join(f"{v:.7g}" for v in side) for side in values)
         print(f"{name:26} {seconds[0]:8.3f} {seconds[1]:8.3f} {ratio:6.1f}  {shown}", flush=True)

@@ -8,38 +8,26 @@ target or two values differ.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
-from types import ModuleType
 
 import torch
 from cnnkit.backbones import create_model
 from cnnkit.weights import load_weights
 from cnnkit_superres.dsclora import affinity_distance
 from torch import Tensor, nn
+from turns import in_turns, plain
 
 TARGET = 1.0
 TOLERANCE = 1e-5
-PLAIN = Path(__file__).parent.parent / "plugins" / "superres" / "plain"
 
 Pair = tuple[Callable[[], Tensor], Callable[[], Tensor]]
 
 
-def plain(name: str) -> ModuleType:
-    """Import a straightforward version."""
-    spec = importlib.util.spec_from_file_location(f"plain_{name}", PLAIN / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def step(size: int) -> Pair:
     """Return training steps of SPAN x4; their value is the gradient of the first convolution."""
-    theirs = plain("span").PlainSPAN(4, 52, False).train()
+    theirs = plain("superres", "span").PlainSPAN(4, 52, False).train()
     ours = create_model("superres/span_x4").train()
     load_weights(ours, theirs.state_dict())
     x = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0))
@@ -59,7 +47,7 @@ def affinity(size: int) -> Pair:
     generator = torch.Generator().manual_seed(0)
     student = torch.randn(1, 48, size, size, generator=generator).requires_grad_()
     teacher = torch.randn(1, 48, size, size, generator=generator)
-    whole = plain("dsclora").affinity_loss
+    whole = plain("superres", "dsclora").affinity_loss
 
     def run(loss: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         value = loss(student, teacher)
@@ -80,12 +68,7 @@ def main() -> int:
     print(f"{'run':24} {'ours s':>8} {'peer s':>8} {'ratio':>6}  difference of the values")
     missed = []
     for name, make in (("span_x4, training step", step), ("affinity", affinity)):
-        runs, seconds, values = make(args.size), [float("inf")] * 2, [torch.empty(0)] * 2
-        for _ in range(args.repeats):
-            for which, run in enumerate(runs):
-                start = time.perf_counter()
-                values[which] = run()
-                seconds[which] = min(seconds[which], time.perf_counter() - start)
+        seconds, values = in_turns(make(args.size), args.repeats, clock=time.perf_counter)
         difference = float((values[0] - values[1]).abs().max() / values[1].abs().max())
         ratio = seconds[0] / seconds[1]
         print(f"{name:24} {seconds[0]:8.3f} {seconds[1]:8.3f} {ratio:6.2f}  {difference:.1e}", flush=True)

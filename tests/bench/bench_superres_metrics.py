@@ -9,32 +9,20 @@ Exits with 1 when a ratio is under the target or two values differ.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
 import sys
-import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
 
 import numpy as np  # noqa: E402 (after the number of threads is set)
+from turns import in_turns, plain  # noqa: E402
 
 RESIZE_TARGET, SCORE_TARGET = 50.0, 5.0
 
 Pairing = tuple[str, float, float, Callable[[], Any], Callable[[], Any]]
-
-
-def plain() -> Any:
-    """Return the module of the loop that the tests compare with."""
-    path = Path(__file__).parents[1] / "plugins" / "superres" / "plain" / "imresize.py"
-    spec = importlib.util.spec_from_file_location("plain_imresize", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def by_pixels(image: np.ndarray, loop: Any) -> np.ndarray:
@@ -56,7 +44,7 @@ def resizing(side: int) -> list[Pairing]:
     """Return the pairings of imresize."""
     from cnnkit_superres.resize import imresize
 
-    loop, x = plain(), np.random.default_rng(0).random((side, side, 3)).astype(np.float32)
+    loop, x = plain("superres", "imresize"), np.random.default_rng(0).random((side, side, 3)).astype(np.float32)
     grey, deep, small = np.ascontiguousarray(x[..., 0]), (x * 255).astype(np.uint8), np.ascontiguousarray(x[: side // 4, : side // 4])
     return [
         ("imresize 1/4, float32, rows", RESIZE_TARGET, 1e-5, lambda: imresize(x, 0.25), lambda: loop.imresize(x, 0.25)),
@@ -102,14 +90,9 @@ def main() -> int:
     print(f"{'pairing':30} {'ours ms':>9} {'peer ms':>9} {'ratio':>7} {'apart':>8}")
     missed = []
     for name, target, tolerance, *runs in resizing(args.side) + scores(*args.size):
-        spent: list[list[float]] = [[], []]
-        values: list[Any] = [None, None]
-        for _ in range(args.repeats):
-            for which, run in enumerate(runs):
-                start = time.process_time()
-                values[which] = np.asarray(run(), np.float64)
-                spent[which].append(1e3 * (time.process_time() - start))
-        ours, peer = (min(times) for times in spent)
+        seconds, results = in_turns(runs, args.repeats)
+        ours, peer = (1e3 * least for least in seconds)
+        values = [np.asarray(result, np.float64) for result in results]
         apart = float(np.abs(values[0] - values[1]).max())
         print(f"{name:30} {ours:9.2f} {peer:9.2f} {peer / ours:7.1f} {apart:8.1e}", flush=True)
         if peer / ours < target:

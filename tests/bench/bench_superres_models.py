@@ -10,14 +10,11 @@ ratio is above the target or two outputs differ; a network without a peer is lis
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import math
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -26,10 +23,10 @@ from cnnkit.layers.fuse import fuse
 from cnnkit.plugin import get
 from cnnkit.weights import load_weights
 from torch import Tensor, nn
+from turns import plain
 
 TARGET = 1.0
 TOLERANCE = 1e-5
-PLAIN = Path(__file__).parent.parent / "plugins" / "superres" / "plain"
 PEERS: dict[str, tuple[str, Callable[[Any, int], nn.Module]]] = {
     "a2n": ("a2n", lambda code, scale: code.PlainA2N(scale)),
     "a2n_m": ("a2n", lambda code, scale: code.PlainA2N(scale, 1)),
@@ -56,15 +53,6 @@ DIVISORS = {"tcsr_b": 2, "tcsr_l": 2}
 """How many times smaller the sides are for a peer that is slow: TCSR's gathers the 121 neighbours of each pixel."""
 
 
-def plain(name: str) -> ModuleType:
-    """Import a straightforward version."""
-    spec = importlib.util.spec_from_file_location(f"plain_{name}", PLAIN / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def chosen(scale: int, only: list[str]) -> tuple[list[str], list[str]]:
     """Return the networks with that scale whose name holds one of the words: those that have a peer, and the others."""
     ending = f"_x{scale}"
@@ -77,7 +65,7 @@ def pair(name: str, scale: int) -> tuple[Any, nn.Module]:
     """Return our network, merged, and the peer, with the same weights."""
     file, build = PEERS[name]
     torch.manual_seed(0)
-    theirs = build(plain(file), scale).eval()
+    theirs = build(plain("superres", file), scale).eval()
     ours: Any = create_model(f"superres/{name}_x{scale}").eval()
     load_weights(ours, theirs.state_dict())
     return fuse(ours, torch.rand(1, ours.in_chans, 8, 8)), theirs
