@@ -47,7 +47,7 @@ RECIPES = Path(__file__).parents[2] / "configs" / "equivariant"
 PACKAGE = Path(args.__file__).parent
 NETWORKS = {"eSCN": "emt", "distances alone": "emt_invariant"}
 """Recipes by what the table calls their networks."""
-CHECKPOINT = "weights/emt.ckpt"
+CHECKPOINT = get("equivariant").checkpoint
 NOTE = "Trained on metals, alloys and adsorbates on slabs with energies and forces of ASE's EMT."
 MEAN, SUM = "mean of the kind, no forces", "sum of the elements, no forces"
 

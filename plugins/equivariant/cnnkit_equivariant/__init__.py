@@ -187,6 +187,7 @@ PLUGIN = Plugin(
     task="cnnkit_equivariant.task:Equivariant",
     run="cnnkit_equivariant.args:Run",
     requires=("ase", "scipy", "sklearn", "torch_geometric"),
+    checkpoint="weights/emt.ckpt",
     models={
         f"equivariant/{name}": entry.variant(figures, summary=summary, **args)
         for entry, variants in NETWORKS
