@@ -10,6 +10,7 @@ to what the grid cannot hold: the modulus of a field has higher degrees than the
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -274,3 +275,45 @@ def resize_degrees(coefficients: Tensor, bandwidth: int) -> Tensor:
         middle = coefficients.shape[1] // 2
         return coefficients[:, middle - bandwidth + 1 : middle + bandwidth, :bandwidth]
     return F.pad(coefficients, (0, 0) * (coefficients.dim() - 3) + (0, more, more, more))
+
+
+def stack(
+    before: int,
+    sizes: Iterable[tuple[int, int, int]],
+    *,
+    spins: Spins,
+    kind: str,
+    oversampling: float,
+    residual: bool = True,
+    steady: bool = False,
+) -> nn.ModuleList:
+    """Return blocks one after the other; the first reads fields of the first spin and has no shortcut.
+
+    Args:
+        before: Channels of the input.
+        sizes: Channels, bandwidth and knots of each block.
+        spins: Of what blocks return.
+        kind: The nonlinearity.
+        oversampling: As for :class:`Block`.
+        residual: Whether the later blocks have shortcuts.
+        steady: As for :class:`Block`.
+    """
+    blocks = nn.ModuleList()
+    before_spins = spins[:1]
+    for width, bandwidth, count in sizes:
+        shortcut = residual and len(blocks) > 0
+        block = Block(
+            before,
+            width,
+            bandwidth=bandwidth,
+            spins_in=before_spins,
+            spins_out=spins,
+            knots=count,
+            residual=shortcut,
+            kind=kind,
+            oversampling=oversampling,
+            steady=steady,
+        )
+        blocks.append(block)
+        before, before_spins = width, spins
+    return blocks

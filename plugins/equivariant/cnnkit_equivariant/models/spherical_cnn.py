@@ -23,7 +23,7 @@ from cnnkit.errors import ConfigError, InputError
 from torch import Tensor, nn
 
 from cnnkit_equivariant.models._base import Classifier
-from cnnkit_equivariant.models._spherical_layers import Block, SphericalConv, Spins, check_spins, in_full, invariants, resize_degrees
+from cnnkit_equivariant.models._spherical_layers import Block, SphericalConv, Spins, check_spins, in_full, invariants, resize_degrees, stack
 from cnnkit_equivariant.sphere.transform import SphereTransform
 
 
@@ -106,22 +106,9 @@ class SphericalCNN(Classifier):
         _same_length(widths=widths, bandwidths=bandwidths, knots=knots)
         check_spins(spins)
         self.bandwidth, self.poles = bandwidths[0], poles
-        self.blocks = nn.ModuleList()
-        before, before_spins = in_chans, spins[:1]
-        for index, (width, bandwidth, count) in enumerate(zip(widths, bandwidths, knots, strict=True)):
-            block = Block(
-                before,
-                width,
-                bandwidth=bandwidth,
-                spins_in=before_spins,
-                spins_out=spins,
-                knots=count,
-                residual=residual and index > 0,
-                kind=nonlinearity,
-                oversampling=oversampling,
-            )
-            self.blocks.append(block)
-            before, before_spins = width, spins
+        sizes = zip(widths, bandwidths, knots, strict=True)
+        self.blocks = stack(in_chans, sizes, spins=spins, residual=residual, kind=nonlinearity, oversampling=oversampling)
+        before = widths[-1]
         self.drop = nn.Dropout(drop_rate)
         self.classifier = nn.Linear(len(spins) * before, num_classes)
 

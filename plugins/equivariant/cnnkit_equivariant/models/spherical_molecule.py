@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from cnnkit_equivariant.models._base import AtomicOutput, Potential
 from cnnkit_equivariant.models._radial import envelope, lengths, sum_to_centres
-from cnnkit_equivariant.models._spherical_layers import Block, Spins, check_spins, in_full, invariants
+from cnnkit_equivariant.models._spherical_layers import Spins, check_spins, in_full, invariants, stack
 from cnnkit_equivariant.models.spherical_cnn import run_blocks
 from cnnkit_equivariant.so3.harmonics import spherical_harmonics
 
@@ -110,23 +110,9 @@ class SphericalMolecule(Potential):
         check_spins(spins)
         self.powers, self.angle, self.nonlinearity, self.bandwidth = tuple(powers), math.radians(angle), nonlinearity, bandwidths[0]
         self.paint = nn.Embedding(len(self.elements), types)
-        self.blocks = nn.ModuleList()
-        before, before_spins = types * len(powers), spins[:1]
-        for index, (width, bandwidth, count) in enumerate(zip(widths, bandwidths, knots, strict=True)):
-            block = Block(
-                before,
-                width,
-                bandwidth=bandwidth,
-                spins_in=before_spins,
-                spins_out=spins,
-                knots=count,
-                residual=index > 0,
-                kind=nonlinearity,
-                oversampling=oversampling,
-                steady=True,
-            )
-            self.blocks.append(block)
-            before, before_spins = width, spins
+        sizes = zip(widths, bandwidths, knots, strict=True)
+        self.blocks = stack(types * len(powers), sizes, spins=spins, steady=True, kind=nonlinearity, oversampling=oversampling)
+        before = widths[-1]
         self.features = nn.Linear(len(spins) * before, hidden)
         self.centre = nn.Embedding(len(self.elements), hidden)
         self.head = nn.Sequential(nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, 1))
