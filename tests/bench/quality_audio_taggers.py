@@ -4,7 +4,8 @@ Recordings have a random gain (up to 6 dB) and noise at 20 dB; those that are me
 
 * ``aclnet``: ten classes: accuracy on what is held out.
 * ``mixup``: AclNet on few clips, with and without mixup: the loss on what is held out.
-* ``cnn10``, ``cnn10_dsc``, ``convnext``: mixtures of one to three of the ten, all to be named: mean average precision.
+* ``cnn10``, ``cnn10_dsc``, ``convnext``: mixtures of one to three of the ten, all to be named: mean average precision. Those of training
+  are drawn anew for every step from single sounds.
 * ``wavemsnet``: ten classes by the waveform alone, then phase 2, which starts from phase 1 with its filters frozen: accuracy of both.
 
 Exit status 1 if a network does not beat the regression, mixup does not lower the loss, or phase 2 is below phase 1 by more than one clip
@@ -18,7 +19,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,30 +55,74 @@ class Clips:
         return torch.cat([front(part).mean((1, 3)) for part in self.sound.split(64)]).numpy()
 
 
-def clips(count: int, seconds: float, rate: int, *, seed: int, most: int = 1) -> Clips:
-    """Return sounds of one to ``most`` classes at once, each at its own level."""
-    sounds, targets = [], np.zeros((count, len(LABELS)), np.float32)
-    for number in range(count):
-        rng = np.random.default_rng((seed, number))
-        kinds = [number % len(LABELS)] if most == 1 else rng.choice(len(LABELS), rng.integers(1, most + 1), replace=False)
-        targets[number, kinds] = 1
-        mixture = sum(make(LABELS[kind], rng, seconds, rate) * 10 ** (rng.uniform(-6, 0) / 20) for kind in kinds)
-        sounds.append(SPOILING.apply(np.asarray(mixture), rng, rate))
+def stacked(pairs: Iterable[tuple[np.ndarray, Sequence[int]]]) -> Clips:
+    """Return waveforms and the classes that each holds in one piece."""
+    sounds, kinds = zip(*pairs, strict=True)
+    targets = np.zeros((len(sounds), len(LABELS)), np.float32)
+    for row, found in zip(targets, kinds, strict=True):
+        row[list(found)] = 1
     return Clips(torch.from_numpy(np.stack(sounds))[:, None], torch.from_numpy(targets))
 
 
-def train(model: Any, data: Clips, *, steps: int, lr: float, batch: int = 16, mix: float = 0.0) -> float:
-    """Train in place by AdamW with a one-cycle rate; several labels by binary cross-entropy. Returns the seconds of the processor."""
+def spoiled(parts: Iterable[np.ndarray], rng: np.random.Generator, rate: int) -> np.ndarray:
+    """Return the sum of sounds, each at its own level, with gain and noise."""
+    return SPOILING.apply(np.sum([part * 10 ** (rng.uniform(-6, 0) / 20) for part in parts], 0), rng, rate)
+
+
+def clips(count: int, seconds: float, rate: int, *, seed: int, most: int = 1) -> Clips:
+    """Return sounds of one to ``most`` classes at once."""
+
+    def one(number: int) -> tuple[np.ndarray, Sequence[int]]:
+        rng = np.random.default_rng((seed, number))
+        kinds = [number % len(LABELS)] if most == 1 else rng.choice(len(LABELS), rng.integers(1, most + 1), replace=False).tolist()
+        return spoiled([make(LABELS[kind], rng, seconds, rate) for kind in kinds], rng, rate), kinds
+
+    return stacked(one(number) for number in range(count))
+
+
+@dataclass(frozen=True)
+class Mixer:
+    """Single sounds ``(10, N, T)`` of each class, from which mixtures of one to ``most`` classes are drawn."""
+
+    bank: np.ndarray
+    rate: int
+    most: int
+
+    @classmethod
+    def of(cls, per_class: int, seconds: float, rate: int, *, seed: int, most: int) -> Mixer:
+        """Make the sounds."""
+        rngs = [[np.random.default_rng((seed, kind, number)) for number in range(per_class)] for kind in range(len(LABELS))]
+        bank = [[make(label, rng, seconds, rate) for rng in row] for label, row in zip(LABELS, rngs, strict=True)]
+        return cls(np.asarray(bank, np.float32), rate, most)
+
+    def draw(self, count: int, rng: np.random.Generator) -> Clips:
+        """Return mixtures, each part of which begins anywhere."""
+
+        def one() -> tuple[np.ndarray, Sequence[int]]:
+            kinds = rng.choice(len(LABELS), rng.integers(1, self.most + 1), replace=False).tolist()
+            parts = [np.roll(self.bank[kind, rng.integers(self.bank.shape[1])], rng.integers(self.bank.shape[2])) for kind in kinds]
+            return spoiled(parts, rng, self.rate), kinds
+
+        return stacked(one() for _ in range(count))
+
+
+def drawn(data: Clips, count: int, rng: np.random.Generator) -> Clips:
+    """Return some of the clips, all begun elsewhere."""
+    rows = torch.from_numpy(rng.integers(len(data.sound), size=count))
+    return Clips(data.sound[rows].roll(int(rng.integers(data.sound.shape[-1])), -1), data.target[rows])
+
+
+def train(model: Any, data: Clips | Mixer, *, steps: int, lr: float, batch: int = 16, mix: float = 0.0) -> float:
+    """Train in place by AdamW with a one-cycle rate; mixtures by binary cross-entropy. Returns the seconds of the processor."""
     start = time.process_time()
-    several, rng = bool((data.target.sum(1) > 1).any()), np.random.default_rng(0)
+    several, rng = isinstance(data, Mixer), np.random.default_rng(0)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps)
     model.train()
     for _ in range(steps):
-        rows = torch.from_numpy(rng.integers(len(data.sound), size=batch))
-        x, target = data.sound[rows], data.target[rows]
-        x = x.roll(int(rng.integers(x.shape[-1])), -1)
+        found = data.draw(batch, rng) if isinstance(data, Mixer) else drawn(data, batch, rng)
+        x, target = found.sound, found.target
         if mix:
             x, target = mixup(x, target, rng, alpha=mix)
         logits = model(x)
@@ -135,25 +180,25 @@ def aclnet(scale: float) -> bool:
 
 def mixup_lowers(scale: float) -> bool:
     """AclNet on so few clips that it learns them by heart, unless they are mixed."""
-    fit, held = clips(100, 1.28, ACLNET_RATE, seed=0), clips(300, 1.28, ACLNET_RATE, seed=1)
+    fit, held = clips(40, 1.28, ACLNET_RATE, seed=0), clips(300, 1.28, ACLNET_RATE, seed=1)
     print("mixup: the same classes, few clips", flush=True)
-    plain, mixed = (aclnet_on(fit, held, steps=round(400 * scale), mix=mix)[1] for mix in (0.0, 0.3))
+    plain, mixed = (aclnet_on(fit, held, steps=round(600 * scale), mix=mix)[1] for mix in (0.0, 0.3))
     return mixed < plain
 
 
-def mixtures(name: str, args: dict[str, Any], lr: float) -> Callable[[float], bool]:
-    """Return a task: a network names all sounds of mixtures."""
+def mixtures(name: str, args: dict[str, Any], lr: float, least: float = 0.0) -> Callable[[float], bool]:
+    """Return a task: a network names all sounds of mixtures, with a mean average precision above ``least``."""
 
     def task(scale: float) -> bool:
         rate = 32_000
-        fit, held = clips(800, 1.0, rate, seed=0, most=3), clips(300, 1.0, rate, seed=1, most=3)
-        base = mean_precision(regression(fit, held, rate), held)
+        fit, held = Mixer.of(100, 1.0, rate, seed=0, most=3), clips(300, 1.0, rate, seed=1, most=3)
+        base = mean_precision(regression(fit.draw(3000, np.random.default_rng(1)), held, rate), held)
         torch.manual_seed(0)
         model = create_model(f"audio/{name}", dims=1, num_classes=len(LABELS), **args)
-        seconds = train(model, fit, steps=round(500 * scale), lr=lr)
+        seconds = train(model, fit, steps=round(2000 * scale), lr=lr)
         found = mean_precision(logits_of(model, held), held)
         print(f"{name}: mixtures of one to three, 1 s; mAP {found:.3f}, regression {base:.3f} ({seconds:.0f} s)", flush=True)
-        return found > base
+        return found > max(base, least)
 
     return task
 
@@ -161,7 +206,7 @@ def mixtures(name: str, args: dict[str, Any], lr: float) -> Callable[[float], bo
 def wavemsnet(scale: float) -> bool:
     """A third of WaveMsNet's filters at 16 kHz, both phases."""
     rate, window = 16_000, 1.5
-    fit, held = clips(600, window, rate, seed=0), clips(300, window, rate, seed=1)
+    fit, held = clips(1000, window, rate, seed=0), clips(300, window, rate, seed=1)
     base = accuracy(regression(fit, held, rate), held)
     print(f"wavemsnet: ten classes, 1.5 s at 16 kHz; regression {base:.1f} %", flush=True)
     args: dict[str, Any] = {"filters": 8, "widths": (32, 48, 64, 64), "hidden": 128, "sample_rate": rate, "window": window}
@@ -181,7 +226,7 @@ TASKS: dict[str, Callable[[float], bool]] = {
     "mixup": mixup_lowers,
     "cnn10": mixtures("panns_cnn10", {"widths": (16, 32, 48, 64)}, 3e-3),
     "cnn10_dsc": mixtures("panns_cnn10_dsc", {"widths": (16, 32, 48, 64)}, 3e-3),
-    "convnext": mixtures("convnext_tiny", {"depths": (1, 1, 2, 1), "widths": (24, 48, 96, 192)}, 2e-3),
+    "convnext": mixtures("convnext_tiny", {"depths": (1, 1, 2, 1), "widths": (24, 48, 96, 192)}, 2e-3, least=0.9),
     "wavemsnet": wavemsnet,
 }
 
