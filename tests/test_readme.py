@@ -121,6 +121,7 @@ def make_sounds(work: Path) -> None:
     from cnnkit_audio.sound import write_sound
     from cnnkit_audio.synth.classes import make
     from cnnkit_audio.task import Audio
+    from cnnkit_audio.transcripts import Segment, write_transcript
 
     from tests.contract.test_audio import SMALL as NETWORKS
 
@@ -134,10 +135,15 @@ def make_sounds(work: Path) -> None:
     (work / "ESC-50" / "meta" / "esc50.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
     for index, name in enumerate(("recording", "recordings/one", "recordings/two", "session/S01_U01.CH1", "session/S01_U01.CH2")):
         write_sound(work / f"{name}.wav", make("speech", np.random.default_rng(index), 1.5, 16000)[None], 16000)
+    for scenario, session in (("chime6", "S02"), ("dipco", "S28")):
+        said = [Segment(session, "P05", 0.0, 4.0, "so um yes")]
+        write_transcript(work / "chime7_task1" / scenario / "transcriptions_scoring" / "dev" / f"{session}.json", said)
+        write_transcript(work / "heard" / "dev" / f"{scenario}.json", said)
     files = {"speakers": "efficient_tdnn_small", "compressor": "micro_tcn_100_c", "codec": "esc_base", "array": "acs_asr"}
     for file, network in files.items():
         torch.manual_seed(0)
-        task = Audio(from_dict(Audio.Config, {"network": {"name": f"audio/{network}", "args": dict(NETWORKS[f"audio/{network}"].args)}}))
+        named = {"name": f"audio/{network}", "args": dict(NETWORKS[f"audio/{network}"].args)}
+        task = Audio(from_dict(Audio.Config, {"network": named, "recognition": {"data": {"held_out": 2, "places": 1}}}))
         model = task.model()
         save_checkpoint(work / f"{file}.ckpt", model.state_dict(), header_for(task, model, get("audio"), {}))
 

@@ -5,12 +5,14 @@ Standard library only.
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 import re
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -82,6 +84,13 @@ def write_text(path: str | os.PathLike[str], text: str) -> Path:
 def write_json(path: str | os.PathLike[str], data: Any) -> Path:
     """Write indented JSON atomically and return the path."""
     return write_text(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_rows(path: str | os.PathLike[str], rows: Iterable[Iterable[Any]]) -> Path:
+    """Write a table as CSV atomically, its head first, and return the path."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return write_text(path, text.getvalue())
 
 
 def writable_folder(path: str | os.PathLike[str]) -> Path:

@@ -229,6 +229,7 @@ PLUGIN = Plugin(
     commands={
         "search": "cnnkit_audio.embedding.commands:search",
         "verify": "cnnkit_audio.embedding.commands:verify",
+        "score": "cnnkit_audio.recognition.commands:score",
         "compress": "cnnkit_audio.compress_command:compress",
         "ensemble": "cnnkit_audio.ensemble_command:ensemble",
         "fuse": "cnnkit_audio.ensemble_command:fuse",

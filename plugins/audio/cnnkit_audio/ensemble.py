@@ -8,9 +8,7 @@ clips that are measured.
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 import re
 import zipfile
@@ -23,7 +21,7 @@ from typing import Any
 import numpy as np
 from cnnkit.checkpoint import digest, read_header, save_checkpoint
 from cnnkit.config import dump_yaml
-from cnnkit.engine.files import atomic_path, write_json, write_text
+from cnnkit.engine.files import atomic_path, write_json, write_rows, write_text
 from cnnkit.errors import CheckpointError, ConfigError, UsageError, unknown
 from numpy.typing import NDArray
 
@@ -348,9 +346,7 @@ class Comparison:
 
     def write(self, folder: Path) -> list[Path]:
         """Write ``ensemble.md`` and ``ensemble.csv``."""
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows(self.rows())
-        return [write_text(folder / "ensemble.md", self.markdown()), write_text(folder / "ensemble.csv", text.getvalue())]
+        return [write_text(folder / "ensemble.md", self.markdown()), write_rows(folder / "ensemble.csv", self.rows())]
 
 
 def compare(trials: Mapping[str, Mapping[str, Heard]], *, clips: int) -> Comparison:

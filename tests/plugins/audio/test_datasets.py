@@ -232,7 +232,7 @@ def test_chime(tmp_path: Path) -> None:
     assert (second.start, second.end, second.path) == (70.25, 73.5, first.path)
     assert [path.stem[-4:] for path in mixer.channels] == ["CH01", "CH02", "CH10"]
     for change, message in (
-        ({"end_time": "10.5"}, "entry 1: ends at 10.5 s, before"),
+        ({"end_time": "11.0"}, "entry 1: lasts no time, from 11.0 s to 11.0 s"),
         ({"start_time": {"U01": "0"}}, "entry 1: start_time=.* is no time"),
     ):
         table.write_text(json.dumps([{**earlier, **change}]))

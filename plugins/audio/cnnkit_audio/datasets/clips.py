@@ -28,6 +28,7 @@ class Clip:
         speaker: Who speaks.
         text: What is said.
         session: Recording session.
+        scenario: Part of a collection of data sets that it belongs to.
     """
 
     path: Path
@@ -40,6 +41,7 @@ class Clip:
     speaker: str = ""
     text: str = ""
     session: str = ""
+    scenario: str = ""
 
 
 @dataclass(frozen=True)

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import re
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from cnnkit.errors import ConfigError, InputError
 
 from cnnkit_audio.datasets.clips import Clip, Files, folders_in, sounds_in
+from cnnkit_audio.transcripts import read_transcript
 
 SPEECH_COMMANDS = "Speech Commands: WORD/FILE.wav for each word, validation_list.txt, testing_list.txt, and _background_noise_/"
 VOXCELEB = "VoxCeleb: wav/SPEAKER/VIDEO/FILE.wav (or SPEAKER/VIDEO/FILE.wav)"
 TRIALS = "a list of trials: a line '1 FILE FILE' for the same speaker, '0 FILE FILE' for two"
-CHIME = "CHiME: transcriptions/SPLIT/SESSION.json and audio/SPLIT/SESSION_U01.CH1.wav (or SESSION_CH01.flac) for each microphone"
+CHIME = (
+    "CHiME: transcriptions/SPLIT/SESSION.json and audio/SPLIT/SESSION_U01.CH1.wav (or SESSION_CH01.flac) for each microphone; "
+    "or, as CHiME-7 has it, a folder with these for each scenario"
+)
 _MICROPHONE = re.compile(r"(?:U(\d+)(?:\.CH(\d+))?|CH(\d+))\.(?:wav|flac)$")
 
 
@@ -100,21 +104,28 @@ def read_trials(trials: Path, folder: Path) -> list[Trial]:
 def chime(folder: Path, split: str) -> list[Clip]:
     """Return the utterances of a split, in order of time, each with the files of all distant microphones of its session.
 
-    Close-talking microphones (``SESSION_P05.wav``) are left out; of ``SESSION_CH01.flac``, where names do not tell, all are taken.
+    Close-talking microphones (``SESSION_P05.wav``) are left out; of ``SESSION_CH01.flac``, where names do not tell, all are taken. Of
+    CHiME-7's scenarios those count that have the split.
 
     Args:
-        folder: Root of the data set.
+        folder: Root of the data set, or the folder of the scenarios (``chime6/``, ``dipco/``, ``mixer6/``).
         split: Folder below ``audio`` and ``transcriptions``, for example ``"dev"``.
 
     Raises:
         ConfigError: If there is no such data set.
         InputError: If a transcription is wrong, or a session has no recordings.
     """
-    place = Files(folder / "transcriptions", expected=CHIME).inside(split, "split")
-    sessions = sorted(place.glob("*.json"))
-    if not sessions:
-        raise ConfigError(f"{place} holds no transcriptions; expected {CHIME}")
-    return [clip for session in sessions for clip in _session(session, folder / "audio" / split)]
+    roots = {"": folder}
+    if not (folder / "transcriptions").is_dir():
+        roots = {root.name: root for root in folders_in(folder, expected=CHIME) if (root / "transcriptions").is_dir()}
+    clips = []
+    for scenario, root in roots.items():
+        place = Files(root / "transcriptions", expected=CHIME).inside(split, "split")
+        for table in sorted(place.glob("*.json")):
+            clips += [replace(clip, scenario=scenario) for clip in _session(table, root / "audio" / split)]
+    if not clips:
+        raise ConfigError(f"{folder} holds no transcriptions of the split {split!r}; expected {CHIME}")
+    return clips
 
 
 def _session(table: Path, audio: Path) -> list[Clip]:
@@ -127,33 +138,14 @@ def _session(table: Path, audio: Path) -> list[Clip]:
     if not microphones:
         raise InputError(f"{audio} holds no recording of session {name}; expected {CHIME}")
     channels = tuple(path for _, path in sorted(microphones.items()))
-    try:
-        entries = json.loads(table.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{table} cannot be read as json: {error}") from error
-    if not isinstance(entries, list):
-        raise InputError(f"{table} is not a list of utterances")
     clips = []
-    for number, entry in enumerate(entries, start=1):
-        where = f"{table} entry {number}"
-        if not isinstance(entry, dict):
-            raise InputError(f"{where}: not an utterance (start_time, end_time, words, speaker)")
-        start, end = (_seconds(entry.get(key), f"{where}: {key}") for key in ("start_time", "end_time"))
-        if end <= start:
-            raise InputError(f"{where}: ends at {end} s, before it starts at {start} s")
-        words, speaker = str(entry.get("words", "")), str(entry.get("speaker", ""))
-        clips.append(Clip(channels[0], start=start, end=end, channels=channels, speaker=speaker, text=words, session=name))
+    for number, item in enumerate(read_transcript(table), start=1):
+        if item.end == item.start:
+            raise InputError(f"{table} entry {number}: lasts no time, from {item.start} s to {item.end} s")
+        clips.append(
+            Clip(channels[0], start=item.start, end=item.end, channels=channels, speaker=item.speaker, text=item.words, session=name)
+        )
     return sorted(clips, key=lambda clip: (clip.start, clip.speaker))
-
-
-def _seconds(value: Any, where: str) -> float:
-    """Return the seconds of ``11.37`` or, as CHiME-6 has it, ``0:00:11.37``."""
-    if re.fullmatch(r"(\d+:)?(\d+:)?\d+(\.\d*)?", str(value)) is None:
-        raise InputError(f"{where}={value!r} is no time; accepted: seconds or H:MM:SS")
-    seconds = 0.0
-    for part in str(value).split(":"):
-        seconds = 60 * seconds + float(part)
-    return seconds
 
 
 def _lines(path: Path, expected: str) -> list[str]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 import torchaudio.functional as AF
-from cnnkit.engine.files import write_text
+from cnnkit.engine.files import write_rows
 from torch import Tensor
 
 GATE = 0.4
@@ -91,6 +89,4 @@ class EffectMetric:
 
     def report(self, folder: Path) -> list[Path]:
         """Write ``effect.csv`` with a row for each sound."""
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows([self.COLUMNS, *self.rows])
-        return [write_text(folder / "effect.csv", text.getvalue())]
+        return [write_rows(folder / "effect.csv", [self.COLUMNS, *self.rows])]

@@ -14,7 +14,7 @@ class SpeechConfig:
 
     Args:
         layout: ``"synthetic"`` (words of tones in drawn rooms) or ``"chime7"`` (folders of the CHiME-7 DASR task).
-        folder: Root of ``"chime7"``: ``audio/SPLIT/`` and ``transcriptions/SPLIT/SESSION.json``.
+        folder: Root of ``"chime7"``: ``audio/SPLIT/`` and ``transcriptions/SPLIT/SESSION.json``, or a folder with these for each scenario.
         splits: Its folders for training, validation and test; an empty name leaves one out.
         longest: Seconds of an utterance at most; longer ones are left out of training.
         microphones: Fewest and most, in training; of real sessions so many are drawn.

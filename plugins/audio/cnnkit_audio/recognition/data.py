@@ -35,20 +35,22 @@ class Utterance:
         sound: ``(C, T)`` float32.
         text: Normalised transcript.
         units: Its numbers.
-        speaker: Who speaks; empty if unknown.
+        speaker: Who speaks.
         session: Recording that it is part of.
         times: Start and end in the session, seconds.
         clean: Which microphones have little noise, ``(C,)``, where that is known.
+        scenario: Part of a collection of data sets that it belongs to; empty if there is one.
     """
 
     name: str
     sound: np.ndarray
     text: str
     units: tuple[int, ...]
-    speaker: str = ""
+    speaker: str = "unknown"
     session: str = ""
     times: tuple[float, float] = (0.0, 0.0)
     clean: np.ndarray | None = None
+    scenario: str = ""
 
 
 def collate(items: Sequence[Utterance]) -> dict[str, Any]:
@@ -67,7 +69,7 @@ def collate(items: Sequence[Utterance]) -> dict[str, Any]:
         "lengths": torch.tensor([samples for _, samples in shapes]),
         "units": units,
         "counts": torch.tensor([len(item.units) for item in items]),
-        "utterances": [(item.name, item.text, item.speaker, item.session, item.times) for item in items],
+        "utterances": [(item.name, item.text, item.speaker, item.session, item.times, item.scenario) for item in items],
         "clean": [item.clean for item in items],
     }
 
@@ -100,7 +102,8 @@ class ToneSentences(Dataset[Utterance]):
         scene = record(rng, sentence, place, clean=self.data.clean)
         units = tuple(self.vocabulary.encode(sentence.text, "a synthetic sentence"))
         name = f"sentence_{item:05d}"
-        return Utterance(name, scene.sound, sentence.text, units, session=name, clean=scene.clean)
+        times = (0.0, scene.sound.shape[1] / self.rate)
+        return Utterance(name, scene.sound, sentence.text, units, session=name, times=times, clean=scene.clean)
 
     @functools.lru_cache(maxsize=1024)  # noqa: B019  A loader keeps its dataset anyway.
     def _place(self, number: int) -> Place:
@@ -146,7 +149,8 @@ class Sessions(Dataset[Utterance]):
         text = normalise(clip.text) if self.normalise else clip.text
         units = tuple(self.vocabulary.encode(text, f"{clip.session} at {start:.2f} s"))
         sound = read_together(files, self.rate, start=start, end=end)
-        return Utterance(f"{clip.session}_{clip.speaker}_{start:.2f}", sound, text, units, clip.speaker, clip.session, (start, end))
+        name = f"{clip.session}_{clip.speaker}_{start:.2f}"
+        return Utterance(name, sound, text, units, clip.speaker, clip.session, (start, end), scenario=clip.scenario)
 
 
 def read_together(files: Sequence[Path], rate: int, *, start: float = 0.0, end: float | None = None) -> np.ndarray:
@@ -206,7 +210,8 @@ def _beeps(rng: Generator, vocabulary: Vocabulary, rate: int, microphones: int, 
     dry = np.concatenate([np.hanning(len(time)) * np.sin(2 * np.pi * pitch * time) for pitch in pitches])
     noise = 0.1 * 4.0 ** np.arange(microphones)[:, None] * rng.standard_normal((microphones, len(dry)))
     sound = (0.2 * (dry + noise) / (1 + noise.std(1, keepdims=True))).astype(np.float32)
-    return Utterance(f"example_{number}", sound, vocabulary.decode(units), tuple(units), session=f"example_{number}")
+    name, times = f"example_{number}", (0.0, sound.shape[1] / rate)
+    return Utterance(name, sound, vocabulary.decode(units), tuple(units), session=name, times=times)
 
 
 def to_tensor(sound: np.ndarray) -> Tensor:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from cnnkit.errors import InputError
 
+from cnnkit_audio.transcripts import Segment
+
 
 @dataclass(frozen=True)
 class Errors:
@@ -105,25 +107,6 @@ def character_errors(reference: str, hypothesis: str) -> Errors:
     return compare(reference, hypothesis)
 
 
-@dataclass(frozen=True)
-class Segment:
-    """A stretch of a session in which one speaker says something.
-
-    Args:
-        session: Name of the recording.
-        speaker: Who; the names of the hypothesis need not be those of the reference.
-        start: Seconds.
-        end: Seconds.
-        words: Transcript.
-    """
-
-    session: str
-    speaker: str
-    start: float
-    end: float
-    words: str
-
-
 def assign_speakers(
     reference: Sequence[Segment], hypothesis: Sequence[Segment], *, collar: float = 0.5, scored: tuple[float, float] | None = None
 ) -> dict[str, str]:
@@ -186,18 +169,22 @@ def attributed_errors(
         scored: By session, start and end of the time that counts; segments outside of it are left out.
 
     Raises:
-        InputError: If the sessions of both sides are not the same.
+        InputError: If the sessions of both sides are not the same, or the hypothesis has other speakers though they are the reference's.
     """
     sides = [_by_session(side, scored or {}) for side in (reference, hypothesis)]
-    missing = sorted(set(sides[0]) ^ set(sides[1]))
-    if missing:
-        raise InputError(f"sessions {', '.join(missing)} are on one side alone; reference and hypothesis must have the same")
+    for here, there, side in ((*sides, "hypothesis"), (*reversed(sides), "reference")):
+        if missing := sorted(set(here) - set(there)):
+            raise InputError(
+                f"the {side} lacks sessions: {', '.join(missing)}; where nothing was said, an utterance without words is needed"
+            )
     found = {}
     for session, ours in sides[0].items():
         theirs = sides[1][session]
         names: dict[str, str] | None = None
         if diarised:
             names = assign_speakers(ours, theirs, collar=collar, scored=(scored or {}).get(session))
+        elif strange := sorted({item.speaker for item in theirs} - {item.speaker for item in ours}):
+            raise InputError(f"session {session}: the reference has no speaker {', '.join(strange)}, as oracle segmentation must have")
         said, heard = _joined(ours, None), _joined(theirs, names)
         found[session] = sum(
             (compare(said.get(speaker, []), heard.get(speaker, [])) for speaker in sorted({*said, *heard})), start=Errors()
