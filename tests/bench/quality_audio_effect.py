@@ -35,8 +35,8 @@ def main() -> int:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    network = {"name": "audio/micro_tcn_100_c", "args": {"sample_rate": RATE, "channels": 16, "kernel": 7, "blocks": 4, "growth": 7}}
-    effect = {"samples": 4096, "batch_size": 8, "steps_per_epoch": options.steps, "fft_sizes": [256], "l1": 50.0}
+    network = {"name": "audio/micro_tcn_100_c", "args": {"sample_rate": RATE, "channels": 24, "kernel": 5, "blocks": 4, "growth": 10}}
+    effect = {"simulated": 200, "samples": 4096, "batch_size": 8, "steps_per_epoch": options.steps, "fft_sizes": [256], "l1": 50.0}
     task = Audio(from_dict(Audio.Config, {"network": network, "effect": effect}))
     model = task.model()
     optimizer = torch.optim.Adam(model.parameters(), lr=4e-3)

@@ -41,7 +41,7 @@ CONFIG: dict[str, Any] = {
     "embedding": {
         "seconds": 1.0,
         "batch_size": 64,
-        "voices": {"speakers": 150, "held_out": 30, "takes": 4, "seconds": 2.0},
+        "voices": {"speakers": 150, "held_out": 30, "takes": 4, "seconds": 3.0},
         "stages": [
             {"epochs": 6},
             {"epochs": 1, "kernels": [1, 3, 5]},

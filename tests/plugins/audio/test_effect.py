@@ -79,6 +79,13 @@ def test_signaltrain_layout(tmp_path: Path) -> None:
         read_pairs(EffectConfig(folder=str(tmp_path / "Train")), "train", RATE)
 
 
+def test_as_many_pairs_are_simulated_as_asked_for() -> None:
+    pairs = read_pairs(EffectConfig(simulated=2), "train", RATE)
+    assert pairs is not None and len(pairs) == 2 and not np.array_equal(pairs.knobs[0], pairs.knobs[1])
+    with pytest.raises(ConfigError, match="accepted: 1 or more"):
+        read_pairs(EffectConfig(simulated=0), "train", RATE)
+
+
 def test_crops_depend_on_their_position_alone() -> None:
     """Dry and wet are cut at the same place and turned over together."""
     pairs = SimulatedPairs("train", RATE, count=3, seconds=0.2)

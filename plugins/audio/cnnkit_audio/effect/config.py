@@ -12,6 +12,7 @@ class EffectConfig:
     Args:
         folder: Root of pairs in the layout of SignalTrain: ``Train``, ``Val`` and ``Test`` with ``input_137_.wav`` and
             ``target_137_LA2A_3c__1__60.wav``, whose numbers after ``__`` are the knobs; a simulated compressor on drums if empty.
+        simulated: How many pairs are simulated to train on, of 3 s each, every one with other settings.
         scales: What each knob of a file's name is divided by.
         samples: Length of what the loss is measured on; the network's context comes on top.
         batch_size: Pairs per step, over all processes.
@@ -23,6 +24,7 @@ class EffectConfig:
     """
 
     folder: str = ""
+    simulated: int = 24
     scales: tuple[float, ...] = (1.0, 100.0)
     samples: int = 32768
     batch_size: int = 16

@@ -154,10 +154,12 @@ def read_pairs(cfg: EffectConfig, split: str, rate: int) -> Pairs | None:
     """Return the pairs of a split, or ``None`` if its folder does not exist.
 
     Raises:
-        ConfigError: If there is no folder to train on.
+        ConfigError: If there is no folder to train on, or nothing to simulate.
     """
     if not cfg.folder:
-        return SimulatedPairs(split, rate, count=24 if split == "train" else 6)
+        if cfg.simulated < 1:
+            raise ConfigError(f"effect.simulated={cfg.simulated} leaves nothing to train on; accepted: 1 or more")
+        return SimulatedPairs(split, rate, count=cfg.simulated if split == "train" else 6)
     folder = Path(cfg.folder) / FOLDERS[split]
     if not folder.is_dir():
         if split == "train":
