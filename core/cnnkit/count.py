@@ -13,6 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 _FILL = ("uniform_", "normal_", "trunc_normal_", "erfinv_", "mul_", "add_", "div_", "sub_", "clamp_", "fill_", "zero_", "copy_")
 _FILLS = frozenset(getattr(torch.Tensor, name) for name in _FILL if hasattr(torch.Tensor, name))
+_INITS = frozenset((nn.init.uniform_, nn.init.normal_, nn.init.constant_, nn.init.kaiming_uniform_))
+"""Initialisers that torch hands to a mode as a whole, by the name ``tensor``: what they do inside, the mode does not see."""
 
 
 class _SkipFilling(TorchFunctionMode):
@@ -21,9 +23,12 @@ class _SkipFilling(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
+        kwargs = kwargs or {}
         if func in _FILLS and args[0].is_meta:
             return args[0]
-        return func(*args, **(kwargs or {}))
+        if func in _INITS and kwargs["tensor"].is_meta:
+            return kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 def _added_product(total: Sequence[int], one: Sequence[int], other: Sequence[int], **_: Any) -> int:
