@@ -9,7 +9,7 @@
 
 The lane of the core proves that it needs no plugin's library; the lane of a plugin, that it needs no other plugin.
 ``--here`` needs no network and no installation: a hook in every Python that the tests start hides the other
-libraries and plugins. What it cannot show is a dependency that a ``pyproject.toml`` forgets to name but another library
+libraries and plugins, and their metadata. What it cannot show is a dependency that a ``pyproject.toml`` forgets to name but another library
 brings along. Words after ``--`` go to pytest.
 """
 
@@ -40,9 +40,15 @@ BLOCKER = '''\
 
 import json
 import os
+import re
 import sys
 
-HIDDEN = frozenset(json.loads(os.environ["CNNKIT_LANE_HIDDEN"]))
+HIDDEN = json.loads(os.environ["CNNKIT_LANE_HIDDEN"])
+MODULES, PROJECTS = frozenset(HIDDEN["modules"]), frozenset(HIDDEN["projects"])
+
+
+def normal(name):
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 class Hider:
@@ -55,7 +61,12 @@ class Hider:
         return getattr(self.finder, name)
 
     def find_spec(self, fullname, path=None, target=None):
-        return None if fullname.partition(".")[0] in HIDDEN else self.finder.find_spec(fullname, path, target)
+        return None if fullname.partition(".")[0] in MODULES else self.finder.find_spec(fullname, path, target)
+
+    def find_distributions(self, *context):
+        # Some libraries ask for the version of another one, and import it if there is one.
+        find = getattr(self.finder, "find_distributions", None)
+        return (each for each in (find(*context) if find else ()) if normal(each.metadata["Name"] or "") not in PROJECTS)
 
 
 sys.meta_path[:] = [Hider(finder) for finder in sys.meta_path]
@@ -152,7 +163,9 @@ def run_here(lane: Lane, extra: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "sitecustomize.py").write_text(BLOCKER, encoding="utf-8")
         path = os.pathsep.join(filter(None, (folder, os.environ.get("PYTHONPATH", ""))))
-        env = {**os.environ, "PYTHONPATH": path, "CNNKIT_LANE_HIDDEN": json.dumps(sorted(hidden_modules(lane)))}
+        modules = hidden_modules(lane)
+        hidden = json.dumps({"modules": sorted(modules), "projects": sorted(owners_of(modules))})
+        env = {**os.environ, "PYTHONPATH": path, "CNNKIT_LANE_HIDDEN": hidden}
         return run_tests(lane, [sys.executable, "-m", "pytest"], env, extra)
 
 
@@ -164,6 +177,12 @@ def hidden_modules(lane: Lane) -> set[str]:
     hidden = {module for module, names in owners.items() if not belongs & {normal(name) for name in names}}
     own = {f"cnnkit_{name}" for name in lane.plugins} | {"cnnkit"}
     return (hidden | {f"cnnkit_{name}" for name in plugin_names()}) - own
+
+
+def owners_of(modules: Iterable[str]) -> set[str]:
+    """Return the installed distributions that importable names come from, by normal name."""
+    owners = importlib.metadata.packages_distributions()
+    return {normal(name) for module in modules for name in owners.get(module, ())}
 
 
 def requirements_of(folder: Path, extras: Iterable[str]) -> list[str]:
