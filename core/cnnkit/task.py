@@ -114,6 +114,22 @@ class Exports(Protocol):
 
 
 @runtime_checkable
+class ChecksExport(Protocol):
+    """A task whose network has no form in some format."""
+
+    def check_export(self, suffix: str) -> None:
+        """Refuse a format, ``".onnx"`` or ``".pt2"``, by a :class:`~cnnkit.errors.UsageError` that names what is accepted."""
+
+
+@runtime_checkable
+class WrapsExport(Protocol):
+    """A task that exports its network in a form of its own, for a network whose input is more than tensors."""
+
+    def export_form(self, model: nn.Module) -> nn.Module:
+        """Return the module to export, whose inputs :meth:`Exports.export_inputs` returns."""
+
+
+@runtime_checkable
 class Optimizes(Protocol):
     """A task that builds its own optimizer and schedule."""
 

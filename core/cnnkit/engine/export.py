@@ -65,22 +65,26 @@ def export_network(
         overrides: ``"key=value"`` strings.
 
     Raises:
-        UsageError: If the task cannot be exported or the file name is not accepted.
+        UsageError: If the task cannot be exported, or not to this format, or the file name is not accepted.
         CnnkitError: If the exported network computes something else.
     """
     kind = check_target(output)
     writable_folder(output.parent)
 
     from cnnkit.engine.load import load
-    from cnnkit.task import Exports, Preprocesses
+    from cnnkit.task import ChecksExport, Exports, Preprocesses, WrapsExport
 
     loaded = load(checkpoint, plugin=plugin, config=config, overrides=overrides)
     task: Any = loaded.task
     model = loaded.model.eval()
+    if isinstance(task, ChecksExport):
+        task.check_export(output.suffix)
     if not isinstance(task, Exports):
         raise UsageError(f"task {plugin.name!r} has no network that can be exported by itself")
     inputs, axes = task.export_inputs(next(iter(loaded.task.loader("example"))))
     inputs = {name: _doubled(tensor, axes.get(name, {})) for name, tensor in inputs.items()}
+    if isinstance(task, WrapsExport):
+        model = task.export_form(model)
     with atomic_path(output) as part:
         write = _write_onnx if kind == "onnx" else _write_program
         difference = write(model, inputs, axes, part)

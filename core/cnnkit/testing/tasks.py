@@ -7,6 +7,7 @@ import csv
 import importlib.util
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,10 +23,10 @@ from cnnkit.config import dump_yaml, from_dict, read_yaml
 from cnnkit.engine.export import TOLERANCE, export_network
 from cnnkit.engine.fit import header_for
 from cnnkit.engine.load import load
-from cnnkit.errors import ConfigError
+from cnnkit.errors import ConfigError, UsageError
 from cnnkit.options import RunOptions
 from cnnkit.plugin import API, Plugin, get
-from cnnkit.task import Exports, Labelled, Metric, Preprocesses
+from cnnkit.task import ChecksExport, Exports, Labelled, Metric, Preprocesses
 from cnnkit.testing.compare import assert_same, stir, without_gradient
 from cnnkit.testing.interpreter import HEAVY, assert_no_heavy_imports, fresh_interpreter, watch_outside
 
@@ -235,6 +236,14 @@ class TaskContract:
             pytest.skip("the task exports no network")
         if suffix == ".onnx" and any(importlib.util.find_spec(name) is None for name in ("onnx", "onnxruntime", "onnxscript")):
             pytest.skip("ONNX is not installed")
+        if isinstance(task, ChecksExport):
+            try:
+                task.check_export(suffix)
+            except UsageError as refusal:  # The command says so, too, and leaves nothing behind.
+                with pytest.raises(UsageError, match=re.escape(str(refusal))):
+                    export_network(checkpoint, tmp_path / f"network{suffix}", plugin=manifest)
+                assert not list(tmp_path.glob("network*")) and "accepted" in str(refusal)
+                return
         exported = export_network(checkpoint, tmp_path / f"network{suffix}", plugin=manifest)
         assert exported.difference <= TOLERANCE
         about = json.loads((tmp_path / "network.json").read_text(encoding="utf-8"))

@@ -16,6 +16,7 @@ from torch.nn import functional
 from cnnkit_equivariant import args, config
 from cnnkit_equivariant.atoms.adsorption import EXAMPLE, FMAX, compare, start
 from cnnkit_equivariant.atoms.data import Graphs, as_graph, facts, frames, known_rows, small_structures, train_loader, whole_loader
+from cnnkit_equivariant.atoms.export import EnergyOfTensors
 from cnnkit_equivariant.atoms.files import Frame, read_frames
 from cnnkit_equivariant.atoms.metrics import AtomsMetric
 from cnnkit_equivariant.atoms.prediction import Labelled, Relaxed, known_frames, label_frames, predict_graph, relax_frames
@@ -83,6 +84,18 @@ class Atomistic(Equivariant):
             "cutoff_angstrom": self.cutoff,
             "units": {"energy": "eV", "forces": "eV/A", "stress": "eV/A^3"},
         }
+
+    def export_form(self, model: nn.Module) -> nn.Module:
+        """Return the network as a function of tensors."""
+        assert isinstance(model, Potential)
+        return EnergyOfTensors(model)
+
+    def export_inputs(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, dict[int, str]]]:
+        """Return structures as the inputs of :class:`EnergyOfTensors`; the numbers of atoms, edges and structures are free."""
+        graph = as_graph(batch)
+        inputs = (graph.pos, graph.z, graph.edge_index, graph.shifts, graph.cell.view(-1, 3, 3), graph.batch)
+        axes = {0: "atoms"}, {0: "atoms"}, {1: "edges"}, {0: "edges"}, {0: "structures"}, {0: "atoms"}
+        return dict(zip(EnergyOfTensors.INPUTS, inputs, strict=True)), dict(zip(EnergyOfTensors.INPUTS, axes, strict=True))
 
     # Training.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -22,9 +22,11 @@ class GeometricModel(nn.Module, ABC):
 
     Class attributes:
         job: What it is for, which picks the task: ``"atoms"`` or ``"classification"``.
+        not_exported: Why it has no form in a format, by the suffix of its files, such as ``".onnx"``.
     """
 
     job: ClassVar[str]
+    not_exported: ClassVar[Mapping[str, str]] = {}
     layouts: ClassVar[tuple[Layout, ...]] = ()
 
 
@@ -87,6 +89,9 @@ class Potential(GeometricModel):
     """
 
     job = "atoms"
+    not_exported: ClassVar[Mapping[str, str]] = {
+        ".onnx": "forces and stresses are derivatives of the energy, and a file of ONNX gives none; ASE takes cnnkit_equivariant.Calculator"
+    }
 
     element_index: Tensor
     references: Tensor
@@ -136,6 +141,12 @@ class Potential(GeometricModel):
             )
         return found
 
+    def in_units(self, species: Tensor, vectors: Tensor, edge_index: Tensor) -> AtomicOutput:
+        """Return what :meth:`atomwise` does with references in eV (float64), and direct forces in eV/A in the precision of the vectors."""
+        found = self.atomwise(species, vectors.to(self.dtype), edge_index)
+        forces = None if found.forces is None else self.scale.to(vectors.dtype) * found.forces.to(vectors.dtype)
+        return AtomicOutput(self.references[species] + self.scale * found.energy.double(), forces)
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Potential:
         # References of elements are thousands of eV in some data: they stay double when the network becomes single.
         references, scale = self.references, self.scale
@@ -162,13 +173,11 @@ class Potential(GeometricModel):
                 positions = positions.detach().requires_grad_()
                 strain.requires_grad_(stress)
             vectors = edge_vectors(positions, cell, strain if stress else None, graph.edge_index, graph.shifts, batch)
-            species = self.species(graph.z)
-            found = self.atomwise(species, vectors.to(self.dtype), graph.edge_index)
-            atomic = self.references[species] + self.scale * found.energy.double()
-            energy = torch.zeros(graphs, dtype=torch.float64, device=atomic.device).index_add(0, batch, atomic)
+            found = self.in_units(self.species(graph.z), vectors, graph.edge_index)
+            energy = sum_of_atoms(found.energy, batch, graphs)
         result = {"energy": energy}
         if found.forces is not None and forces:
-            result["forces"] = self.scale.to(graph.pos.dtype) * found.forces.to(graph.pos.dtype)
+            result["forces"] = found.forces
         if follow:
             result |= self._derivatives(energy, positions, strain, cell, forces=forces and not self.direct, stress=stress, again=again)
         return result if again or not follow else {name: value.detach() for name, value in result.items()}
@@ -197,6 +206,11 @@ class Potential(GeometricModel):
             both = 0.5 * (slopes[-1] + slopes[-1].mT)
             result["stress"] = torch.where(periodic, both / torch.where(periodic, volume[:, None, None], 1.0), 0.0)
         return result
+
+
+def sum_of_atoms(energies: Tensor, batch: Tensor, structures: int) -> Tensor:
+    """Return the energies of structures ``(G,)`` from those of their atoms ``(N,)``."""
+    return energies.new_zeros(structures).index_add(0, batch, energies)
 
 
 def edge_vectors(positions: Tensor, cell: Tensor, strain: Tensor | None, edge_index: Tensor, shifts: Tensor, batch: Tensor) -> Tensor:

@@ -224,7 +224,7 @@ class MessageBlock(nn.Module):
         edge = self.edge_block(basis, species.index_select(0, source), species.index_select(0, target))
         turn = turn[:, : self.rows[0]] if self.scalars else turn
         parts, extra = self._mix([x.index_select(0, end) if self.scalars else turn @ x.index_select(0, end) for end in edge_index], edge)
-        return sum_to_centres(turn.mT @ self.act(parts, extra, weights), target, len(x))
+        return sum_to_centres(turn.mT @ self.act(parts, extra, weights), target, x.shape[0])
 
     def _mix(self, ends: Sequence[Tensor], edge: Tensor) -> tuple[list[Tensor], Tensor]:
         """Return what both ends ``(E, kept, channels)`` make together, order by order, and the extra scalars."""

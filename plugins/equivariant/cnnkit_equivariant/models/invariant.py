@@ -47,7 +47,7 @@ class Interaction(nn.Module):
         """Return the change of the features ``x (N, channels)``; ``weights (E, 1)`` end at the cutoff."""
         source, target = edge_index
         messages = self.to_message(x).index_select(0, source) * (self.filter(basis) * weights)
-        return self.update(sum_to_centres(messages, target, len(x)))
+        return self.update(sum_to_centres(messages, target, x.shape[0]))
 
 
 class Invariant(Potential):

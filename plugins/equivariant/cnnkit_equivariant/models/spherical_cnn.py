@@ -15,8 +15,9 @@ The layers are in ``_spherical_layers``. Complex products have no counterpart in
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from typing import ClassVar
 
 import torch
 from cnnkit.errors import ConfigError, InputError
@@ -86,6 +87,7 @@ class SphericalCNN(Classifier):
     """
 
     domain = "sphere"
+    not_exported: ClassVar[Mapping[str, str]] = {".onnx": "its features are complex numbers, which ONNX does not multiply"}
 
     def __init__(
         self,

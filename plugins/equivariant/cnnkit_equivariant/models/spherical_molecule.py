@@ -139,7 +139,7 @@ class SphericalMolecule(Potential):
         radial = torch.stack([(distances.clamp_min(NEAREST) / UNIT) ** -power for power in self.powers], -1) * weights[:, None]
         colours = (radial[:, :, None] * self.paint(species)[source][:, None]).flatten(1)
         harmonics = spherical_harmonics(self.bandwidth - 1, vectors, normalization="integral")
-        summed = sum_to_centres(harmonics[:, :, None] * colours[:, None], target, len(species))
+        summed = sum_to_centres(harmonics[:, :, None] * colours[:, None], target, species.shape[0])
         real, imaginary = torch.einsum("mlkp,nkc->pmlnc", self.analysis, summed)
         return torch.complex(real, imaginary)[None]
 
