@@ -6,7 +6,7 @@ import csv
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from cnnkit.backbones import create_model
 from cnnkit.count import on_meta
@@ -19,6 +19,16 @@ from cnnkit_audio.models._base import Tagger
 
 AUDIOSET = "class_labels_indices.csv"
 """AudioSet's table of labels (index, mid, display_name): read if it lies beside the weights."""
+
+
+@runtime_checkable
+class FromShapes(Protocol):
+    """A class of taggers whose weights in the official layout tell their arguments, as those of pruned networks must."""
+
+    multilabel: bool
+
+    def arguments_of(self, state: Mapping[str, Tensor]) -> dict[str, Any] | None:
+        """Return the arguments, ``num_classes`` among them; ``None`` if the weights are not of this layout."""
 
 
 def recognise(state: Mapping[str, Tensor], source: str) -> dict[str, Any]:
@@ -42,6 +52,13 @@ def recognise(state: Mapping[str, Tensor], source: str) -> dict[str, Any]:
                 _say_alike(name, shapes, args, Path(source).name)
                 network = {"network": {"name": name}}
                 return {**network, "tagging": _tagging(entry.load(), classes, Path(source))} if tagger else network
+    for name, entry in get("audio").models.items():
+        kind = entry.load()
+        told = kind.arguments_of(shapes) if isinstance(kind, FromShapes) else None
+        if told is not None and _fits(name, shapes, told):
+            classes = told.pop("num_classes")
+            _say_told(name, told, Path(source).name)
+            return {"network": {"name": name, "args": told}, "tagging": _tagging(kind, classes, Path(source))}
     shown = ", ".join(sorted({entry.paper for entry in get("audio").models.values()}))
     raise CheckpointError(
         f"{source} fits no network of audio as it stands; weights of these papers are understood in their published sizes: {shown}. "
@@ -68,7 +85,14 @@ def _say_alike(name: str, shapes: Mapping[str, Tensor], args: Mapping[str, Any],
         warnings.warn(f"{text}network.name", InputWarning, stacklevel=3)
 
 
-def _tagging(kind: type[Tagger], classes: int, source: Path) -> dict[str, Any]:
+def _say_told(name: str, args: Mapping[str, Any], file: str) -> None:
+    """Say what was read from the shapes of weights, and what they could not tell."""
+    text = f"{file} fits {name} with {', '.join(f'{key}={value}' for key, value in args.items())}"
+    more = "the length and the rate of its sounds, which weights do not tell, are taken to be the paper's; if they are others, name them"
+    warnings.warn(f"{text}; {more}: --config FILE with network.args", InputWarning, stacklevel=3)
+
+
+def _tagging(kind: FromShapes | type[Tagger], classes: int, source: Path) -> dict[str, Any]:
     labels = audioset_names(source.with_name(AUDIOSET)) if classes == 527 else []
     if len(labels) != classes:
         text = f"{source.name} does not name its {classes} labels: they are numbered; name them by --config FILE with tagging.labels"

@@ -6,15 +6,17 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 from cnnkit.backbones import create_model
-from cnnkit.checkpoint import read_state
+from cnnkit.cli import cli
 from cnnkit.count import count_params, on_meta
-from cnnkit.errors import ConfigError, UsageError
+from cnnkit.engine.load import load
+from cnnkit.errors import ConfigError, InputWarning, UsageError
 from cnnkit.testing.compare import assert_near, assert_same_keys, filled, randomise, without_gradient
-from cnnkit.weights import load_weights
 from cnnkit_audio.compress import sizes
 from cnnkit_audio.compress.chain import run
-from cnnkit_audio.models.acdnet import MICRO, ACDNet, arguments_of, crops, frame_count, pool_sizes, vote
+from cnnkit_audio.models.acdnet import MICRO, ACDNet, crops, frame_count, pool_sizes, vote
+from cnnkit_audio.sound import write_sound
 
 pytestmark = pytest.mark.paper("acdnet")
 
@@ -115,16 +117,49 @@ def test_every_parameter_gets_a_gradient():
     assert without_gradient(model) == []
 
 
-def test_official_weights_tell_their_own_widths(plain, tmp_path):
-    """The released files hold the weights beside the list of widths."""
-    theirs = randomise(plain("acdnet").ACDNet(30225, 7, 20000, list(MICRO)), gain=2.0)
-    torch.save({"weight": theirs.state_dict(), "config": list(MICRO)}, tmp_path / "pruned.pt")
-    state = read_state(tmp_path / "pruned.pt")
-    assert arguments_of(state) == {"channels": list(MICRO), "num_classes": 7}
-    ours = ACDNet(**arguments_of(state)).eval()
-    load_weights(ours, state)
+def test_a_pruned_official_file_runs_without_a_configuration(plain, tmp_path):
+    """The released files hold the weights beside the list of widths; here is one row alone, and so no pooling over rows."""
+    widths = (4, 1, 6, 7, 6, 9, 8, 7, 6, 8, 7, 5)
+    theirs = randomise(plain("acdnet").ACDNet(30225, 7, 20000, list(widths)), gain=2.0).eval()
+    path = tmp_path / "pruned.pt"
+    torch.save({"weight": theirs.state_dict(), "config": list(widths)}, path)
+    with pytest.warns(InputWarning) as said:
+        loaded = load(path, task="audio")
+    texts = [str(item.message) for item in said]
+    assert any("pruned.pt does not name its 7 labels" in text for text in texts)
+    assert any(f"fits audio/acdnet with channels={list(widths)}; the length and the rate" in text for text in texts)
+    assert dict(loaded.task.cfg.network.args) == {"channels": list(widths)}
     x = clips(30225, 1)
-    assert_near(ours(x).detach().softmax(1), theirs(x[:, :, None]).detach(), 1e-5)
+    assert_near(loaded.model(x).detach().softmax(1), theirs(x[:, :, None]).detach(), 1e-5)
+
+
+def test_a_pruned_official_file_hears_a_recording(plain, tmp_path):
+    theirs = randomise(plain("acdnet").ACDNet(30225, 3, 20000, list(NARROW)), gain=2.0)
+    torch.save({"weight": theirs.state_dict(), "config": list(NARROW)}, tmp_path / "pruned.pt")
+    write_sound(tmp_path / "sound.wav", clips(40000, 1)[0].numpy() / 2, 20000)
+    done = CliRunner().invoke(
+        cli,
+        [
+            *map(str, ("run", "audio", tmp_path / "sound.wav", "-o", tmp_path / "out")),
+            "--ckpt",
+            str(tmp_path / "pruned.pt"),
+            "--no-picture",
+            "--threshold",
+            "0",
+        ],
+    )
+    assert done.exit_code == 0, done.output
+    rows = (tmp_path / "out" / "sound.cnnkit.results.csv").read_text(encoding="utf-8").splitlines()
+    assert rows[0].startswith("Start (s)") and len(rows) > 1 and "label " in rows[1]
+
+
+def test_files_of_another_layout_have_no_arguments():
+    """Neither one of fewer convolutions, nor one with another classifier behind it."""
+    with on_meta():
+        state = dict(ACDNet(channels=NARROW, num_classes=3).state_dict())
+    assert ACDNet.arguments_of(state) == {"channels": list(NARROW), "num_classes": 3}
+    assert ACDNet.arguments_of({**state, "tfeb.99.weight": torch.zeros(4, 3)}) is None
+    assert ACDNet.arguments_of({key: value for key, value in state.items() if key != "sfeb.0.weight"}) is None
 
 
 def test_ten_crops_vote(plain):

@@ -105,6 +105,18 @@ class ACDNet(Tagger):
         nn.init.kaiming_normal_(classifier.weight, nonlinearity="sigmoid")
         self.tfeb = nn.Sequential(*layers, nn.Flatten(), classifier)
 
+    @classmethod
+    def arguments_of(cls, state: Mapping[str, Tensor]) -> dict[str, Any] | None:
+        """Return the arguments that build the network of official weights, pruned or not, read from the shapes of its convolutions.
+
+        The length and rate of the input leave no trace in the weights but where poolings are absent; they are taken to be the paper's.
+        """
+        kernels = [value for key, value in state.items() if key.startswith(("sfeb.", "tfeb.")) and value.ndim == 4]
+        classes = [value for key, value in state.items() if key.startswith("tfeb.") and value.ndim == 2]
+        if len(kernels) != len(WIDTHS) + 1 or len(classes) != 1:
+            return None
+        return {"channels": [int(kernel.shape[0]) for kernel in kernels], "num_classes": int(classes[0].shape[0])}
+
     def chain(self) -> list[nn.Module]:
         """Return the layers in their order (:class:`~cnnkit_audio.compress.chain.Chain`)."""
         return [*self.sfeb, self.swap, *self.tfeb]
@@ -164,16 +176,6 @@ def nearest_lengths(length: int, sample_rate: int) -> str:
     below = next((samples for samples in range(length, 0, -1) if works(samples)), None)
     above = next((samples for samples in range(length, length + 2 * sample_rate) if works(samples)), None)
     return " and ".join(str(samples) for samples in (below, above) if samples is not None) or "none: the sample rate is too low"
-
-
-def arguments_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Return the arguments that build the network of official weights, read from the shapes of its convolutions.
-
-    The length of the input leaves no trace in the weights but where poolings are absent; it is taken to be the paper's.
-    """
-    kernels = [value for key, value in state.items() if key.startswith(("sfeb.", "tfeb.")) and value.ndim == 4]
-    classes = next(value for key, value in reversed(list(state.items())) if key.startswith("tfeb.") and value.ndim == 2)
-    return {"channels": [int(kernel.shape[0]) for kernel in kernels], "num_classes": int(classes.shape[0])}
 
 
 def crops(sound: Tensor, length: int, count: int = 10) -> Tensor:
