@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from cnnkit.engine.sampling import EpochLoader, item_rng, process
+from cnnkit.engine.sampling import EachOnce, EpochLoader, item_rng, process
 from cnnkit.errors import ConfigError
 from numpy.random import Generator
 from numpy.typing import NDArray
@@ -74,14 +74,24 @@ def train_loader(cfg: Config, cases: Sequence[Case] | None = None, *, progress: 
     return PatchLoader(PatchDataset(prepare_cases(cfg, cases, Path(cfg.data.cache), progress=progress), cfg), cfg)
 
 
-def val_loader(cfg: Config, cases: Sequence[Case] | None = None) -> CaseLoader:
+def val_loader(cfg: Config, cases: Sequence[Case] | None = None) -> EachOnce:
     """Return whole cases as they lie on disk, so that validation measures exactly what ``run`` does.
+
+    They come as ``{"name", "volume", "reference", "reference_file"}``: ``volume`` is what :func:`cnnkit_medseg.io.read_volume` returns,
+    ``reference`` an integer array ``(X, Y, Z)`` on the same RAS grid. One case is in memory at a time.
 
     Args:
         cfg: The experiment.
         cases: Cases to validate on; by default those that the configured fold holds out.
     """
-    return CaseLoader(_fold(cfg)[1] if cases is None else cases, cfg)
+    chosen, known = tuple(_fold(cfg)[1] if cases is None else cases), known_labels(cfg)
+
+    def one(number: int) -> dict[str, Any]:
+        case = chosen[number]
+        volume, reference = check_pair(case, len(cfg.channels), known)
+        return {"name": case.name, "volume": volume, "reference": reference, "reference_file": case.label}
+
+    return EachOnce(len(chosen), one)
 
 
 class PatchDataset(Dataset[dict[str, Tensor]]):
@@ -198,33 +208,6 @@ class PositionSampler(Sampler[list[Position]]):
 
     def __len__(self) -> int:
         return self.steps
-
-
-class CaseLoader:
-    """One case after another, as ``{"name", "volume", "reference", "reference_file"}``.
-
-    ``volume`` is what :func:`cnnkit_medseg.io.read_volume` returns, ``reference`` an integer array ``(X, Y, Z)`` on the same RAS
-    grid. Process ``r`` of ``w`` takes the cases ``r, r + w, ...``; one case is in memory at a time.
-
-    Args:
-        cases: The cases.
-        cfg: The experiment.
-    """
-
-    def __init__(self, cases: Sequence[Case], cfg: Config) -> None:
-        self.cases = tuple(cases)
-        self.channels = len(cfg.channels)
-        self.known = known_labels(cfg)
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        rank, world = process()
-        for case in self.cases[rank::world]:
-            volume, reference = check_pair(case, self.channels, self.known)
-            yield {"name": case.name, "volume": volume, "reference": reference, "reference_file": case.label}
-
-    def __len__(self) -> int:
-        rank, world = process()
-        return len(range(rank, len(self.cases), world))
 
 
 def read_box(array: NDArray[Any], start: Sequence[int], size: Sequence[int], *, fill: float) -> NDArray[Any]:

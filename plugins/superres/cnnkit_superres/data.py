@@ -7,14 +7,14 @@ bit, and is the same with any number of workers and of processes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from cnnkit.engine.sampling import EpochLoader, Position, PositionSampler, item_rng, process
+from cnnkit.engine.sampling import EachOnce, EpochLoader, Position, PositionSampler, item_rng
 from cnnkit.errors import ConfigError, InputError
 from numpy.random import Generator
 from torch import Tensor
@@ -205,11 +205,10 @@ class JointPatches(Dataset[dict[str, Tensor]]):
         return self.datasets[int(rng.integers(len(self.datasets)))][position]
 
 
-class EvalPictures:
+class EvalPictures(EachOnce):
     """Whole pictures of benchmark folders, one after another: ``{"name", "dataset", "pixels", "reference"}``.
 
-    ``pixels`` is LR ``(h, w, C)`` and ``reference`` HR ``(s h, s w, C)``, uint8. Process ``r`` of ``w`` takes the pictures ``r, r + w,
-    ...``; one is in memory at a time.
+    ``pixels`` is LR ``(h, w, C)`` and ``reference`` HR ``(s h, s w, C)``, uint8; one is in memory at a time.
 
     Args:
         folders: Folders as :func:`cnnkit_superres.folders.find_pairs` reads them; or pairs that were found already.
@@ -223,14 +222,10 @@ class EvalPictures:
     def __init__(self, folders: Sequence[Path | str | Pair], *, scale: int, lr_folders: Sequence[Path | str] = ()) -> None:
         given = [item for item in folders if isinstance(item, Pair)]
         found = find_all([item for item in folders if not isinstance(item, Pair)], scale, lr_folders=lr_folders)
-        self.pairs, self.scale = (*found, *given), scale
+        pairs = (*found, *given)
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        rank, world = process()
-        for pair in self.pairs[rank::world]:
-            hr, lr = read_pair(pair, self.scale)
-            yield {"name": pair.name, "dataset": pair.dataset, "pixels": lr, "reference": hr}
+        def picture(number: int) -> dict[str, Any]:
+            hr, lr = read_pair(pairs[number], scale)
+            return {"name": pairs[number].name, "dataset": pairs[number].dataset, "pixels": lr, "reference": hr}
 
-    def __len__(self) -> int:
-        rank, world = process()
-        return len(range(rank, len(self.pairs), world))
+        super().__init__(len(pairs), picture)

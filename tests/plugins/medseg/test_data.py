@@ -377,13 +377,13 @@ def test_prepare_fills_the_configuration_and_the_loaders_follow(tmp_path):
 
 
 def test_validation_cases_are_dealt_out(boxes, monkeypatch):
-    from cnnkit_medseg import data as L
+    from cnnkit_medseg.data import val_loader
 
     cfg, cases = experiment(boxes), D.read_dataset(DataConfig(root=boxes)).training
     dealt = []
     for rank in (0, 1):
-        monkeypatch.setattr(L, "process", lambda rank=rank: (rank, 2))
-        share = L.val_loader(cfg, cases)
+        monkeypatch.setattr("cnnkit.engine.sampling.process", lambda rank=rank: (rank, 2))
+        share = val_loader(cfg, cases)
         names = [item["name"] for item in share]
         assert len(share) == len(names)
         dealt += names

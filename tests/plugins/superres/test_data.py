@@ -333,9 +333,9 @@ def test_eval_pictures_are_whole_pairs_of_several_datasets(tmp_path, monkeypatch
     assert [item["pixels"].shape for item in items] == [(12, 18, 3), (12, 18, 3), (6, 5, 1)]
     assert [item["reference"].shape for item in items] == [(24, 36, 3), (24, 36, 3), (12, 10, 1)]
     assert all(item[key].dtype == np.uint8 for item in items for key in ("pixels", "reference"))
-    monkeypatch.setattr("cnnkit_superres.data.process", lambda: (1, 2))
+    monkeypatch.setattr("cnnkit.engine.sampling.process", lambda: (1, 2))
     assert [item["name"] for item in found] == ["b"] and len(found) == 1
     pair = Pair("memory", pixels(0, 8, 8), dataset="arrays")
-    monkeypatch.setattr("cnnkit_superres.data.process", lambda: (0, 1))
+    monkeypatch.setattr("cnnkit.engine.sampling.process", lambda: (0, 1))
     (item,) = EvalPictures([pair], scale=2)
     assert item["dataset"] == "arrays" and np.array_equal(item["reference"], pair.hr)
