@@ -6,9 +6,11 @@ PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint const
 MANIFESTS := pyproject.toml constraints.txt $(wildcard plugins/*/pyproject.toml)
 PLUGINS := $(patsubst plugins/%/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
 TESTS ?= tests
-# Families and layers import nothing that a lane could hide, which the test of the index shows in every lane, and a manifest's networks are
-# all imported by the test of its task: once is enough for their arithmetic.
-NO_LANE := tests/core/backbones tests/core/layers tests/contract/test_backbones.py
+# Families and layers import nothing that a lane could hide, which the test of the index shows in every lane by building one network of each
+# family, and a manifest's networks are all imported by the test of its task: once is enough for their arithmetic, for building the others,
+# and for the rules of the layout, which are read from the sources.
+NO_LANE := tests/core/backbones tests/core/layers tests/core/test_architecture.py tests/contract/test_backbones.py
+NOT_IN_LANE := not TestModels and not test_the_index_is_fresh
 
 .PHONY: demo test lanes lint bench clean
 
@@ -19,7 +21,7 @@ demo: .venv/.medseg
 test: export PYTHONUTF8 := 1
 test: .venv/.all
 	$(BIN)/python -m pytest $(TESTS) -n 2 --dist worksteal --durations 8
-	$(BIN)/python tools/lanes.py --here -- -n 2 --dist worksteal -k "not TestModels" $(foreach path,$(NO_LANE),--ignore=$(CURDIR)/$(path))
+	$(BIN)/python tools/lanes.py --here -- -n 2 --dist worksteal -k "$(NOT_IN_LANE)" $(foreach path,$(NO_LANE),--ignore=$(CURDIR)/$(path))
 
 lint: .venv/.all
 	$(BIN)/ruff check .
