@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,9 +43,9 @@ class PairPotential(Potential):
         self.depth = torch.nn.Parameter(torch.tensor(0.2))
         self.calls: list[dict[str, bool]] = []
 
-    def forward(self, graph, *, forces=True, stress=False):
+    def forward(self, graph, *, forces=True, stress=False, energies=False):
         self.calls.append({"forces": forces, "stress": stress})
-        return super().forward(graph, forces=forces, stress=stress)
+        return super().forward(graph, forces=forces, stress=stress, energies=energies)
 
     def atomwise(self, species, vectors, edge_index):
         square = vectors.square().sum(1)
@@ -85,6 +86,7 @@ def test_energy_forces_and_stress_of_a_pair_potential(index, skin):
     atoms.calc, twin.calc = exact(skin=skin), oracle()
     for step in range(3):
         assert np.isclose(atoms.get_potential_energy(), twin.get_potential_energy(), rtol=1e-11, atol=1e-11)
+        assert np.allclose(atoms.get_potential_energies(), twin.get_potential_energies(), rtol=1e-11, atol=1e-11)
         assert np.allclose(atoms.get_forces(), twin.get_forces(), rtol=1e-9, atol=1e-11)
         if atoms.cell.rank == 3:
             assert np.allclose(atoms.get_stress(), twin.get_stress(), rtol=1e-9, atol=1e-13)
@@ -109,7 +111,8 @@ def test_an_energy_alone_takes_no_derivative():
     atoms = structures()[0]
     atoms.calc = exact()
     atoms.get_potential_energy()
-    assert atoms.calc.model.calls == [{"forces": False, "stress": False}] and set(atoms.calc.results) == {"energy", "free_energy"}
+    assert atoms.calc.model.calls == [{"forces": False, "stress": False}]
+    assert set(atoms.calc.results) == {"energy", "free_energy", "energies"}
     atoms.get_forces(), atoms.get_stress(), atoms.get_potential_energy()
     assert atoms.calc.model.calls[1:] == [{"forces": True, "stress": True}], "one evaluation gives all three"
     molecule_ = structures()[3]
@@ -120,6 +123,29 @@ def test_an_energy_alone_takes_no_derivative():
     direct.calc = Calculator(PairPotential(direct=True).double(), device="cpu")
     assert not direct.get_forces().any() and direct.calc.model.calls == [{"forces": True, "stress": False}]
     assert direct.get_stress().any() and direct.calc.model.calls[1]["stress"]
+
+
+@pytest.mark.parametrize("network", ["equivariant/invariant", "equivariant/escn"])
+def test_energies_of_atoms_add_up(network):
+    """To the energy, with the references; a supercell has each as often as it has cells, two distant clusters have those of both."""
+    arguments: Any = {"layers": 1, "channels": 6} if network.endswith("invariant") else {"num_layers": 1, "sphere_channels": 4}
+    if network.endswith("escn"):
+        arguments |= {"lmax": 2, "mmax": 2, "hidden_channels": 6, "edge_channels": 5}
+    torch.manual_seed(0)
+    model: Any = create_model(network, dims=3, elements=("Cu", "O"), cutoff=4.0, gaussians=6, **arguments).double().eval()
+    model.references.copy_(torch.tensor([-1234.5, -432.1]))
+    model.scale.fill_(2.0)
+    cell, slab, cluster = structures()[1:4]
+    other = cluster.copy()
+    other.positions += 100.0
+    for atoms, more in ((cell, cell.repeat((2, 1, 3))), (slab, slab.repeat((2, 1, 1))), (cluster, cluster + other)):
+        atoms.calc, more.calc = Calculator(model, device="cpu"), Calculator(model, device="cpu")
+        found, times = atoms.get_potential_energies(), len(more) // len(atoms)
+        assert found.shape == (len(atoms),) and found.dtype == np.float64
+        assert np.ptp(found) > 0 or len(atoms) == 1
+        assert abs(found.sum() - atoms.get_potential_energy()) < 1e-10
+        np.testing.assert_allclose(more.get_potential_energies(), np.tile(found, times), rtol=0, atol=1e-10)
+        assert abs(more.get_potential_energy() - times * atoms.get_potential_energy()) < 1e-9
 
 
 def test_a_stress_needs_a_cell():
@@ -194,7 +220,7 @@ def test_what_cannot_be_computed_is_said_and_forgotten():
     broken = PairPotential()
     torch.nn.init.constant_(broken.depth, torch.nan)
     atoms.calc = Calculator(broken, device="cpu")
-    with pytest.raises(CnnkitError, match="network's energy, free_energy of Cu32 are not finite"):
+    with pytest.raises(CnnkitError, match="network's energy, free_energy, energies of Cu32 are not finite"):
         atoms.get_potential_energy()
 
 

@@ -38,6 +38,7 @@ class Calculator(AseCalculator):
         atoms.calc = Calculator("model.ckpt")
         atoms.get_forces()
 
+    The energies of the atoms, each with its element's reference, are how the network divides the energy: their sum is what was learned.
     Who asks for an energy alone does not pay for forces. Forces of periodic structures come with the stress, which costs next to nothing
     more, unless the network predicts its forces by themselves. Neighbours are found for a little more than the cutoff and kept until
     an atom has moved half of what is more; which of them are near enough is looked at each time, so that this changes no result.
@@ -54,7 +55,7 @@ class Calculator(AseCalculator):
         UsageError: If device or dtype are not known.
     """
 
-    implemented_properties: ClassVar[list[str]] = ["energy", "free_energy", "forces", "stress"]  # type: ignore[misc]
+    implemented_properties: ClassVar[list[str]] = ["energy", "free_energy", "energies", "forces", "stress"]  # type: ignore[misc]
 
     def __init__(
         self,
@@ -88,9 +89,9 @@ class Calculator(AseCalculator):
             raise PropertyNotImplementedError("a stress needs a cell with three vectors; this structure has none")
         forces = "forces" in properties
         stress = "stress" in properties or (forces and full and bool(self.atoms.pbc.any()) and not self.model.direct)
-        found = self._evaluate(self.neighbors.graph(self.atoms), forces=forces or stress, stress=stress)
+        found = self._evaluate(self.neighbors.graph(self.atoms), forces=forces or stress, stress=stress, energies=True)
         energy = float(found["energy"][0])
-        self.results = {"energy": energy, "free_energy": energy}
+        self.results = {"energy": energy, "free_energy": energy, "energies": found["energies"]}
         if forces or stress:
             self.results["forces"] = found["forces"]
         if stress:

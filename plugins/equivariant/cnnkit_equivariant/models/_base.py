@@ -155,12 +155,12 @@ class Potential(GeometricModel):
             self.references, self.scale = references.to(self.references.device), scale.to(self.scale.device)
         return self
 
-    def forward(self, graph: Data, *, forces: bool = True, stress: bool = False) -> dict[str, Tensor]:
+    def forward(self, graph: Data, *, forces: bool = True, stress: bool = False, energies: bool = False) -> dict[str, Tensor]:
         """Return ``energy (G,)`` in eV (float64), and if asked for ``forces (N, 3)`` in eV/A and ``stress (G, 3, 3)`` in eV/A^3.
 
-        Positions may be of another precision than the network: distances are taken in theirs. The stress of a structure without a
-        volume is zero. In training the results can be differentiated again; in evaluation those that took derivatives are detached,
-        and an energy alone is not.
+        If asked for, ``energies (N,)`` are those of the atoms, whose sum the energy is. Positions may be of another precision than the
+        network: distances are taken in theirs. The stress of a structure without a volume is zero. In training the results can be
+        differentiated again; in evaluation those that took derivatives are detached, and an energy alone is not.
         """
         follow = (forces and not self.direct) or stress
         again = self.training and torch.is_grad_enabled()
@@ -175,7 +175,7 @@ class Potential(GeometricModel):
             vectors = edge_vectors(positions, cell, strain if stress else None, graph.edge_index, graph.shifts, batch)
             found = self.in_units(self.species(graph.z), vectors, graph.edge_index)
             energy = sum_of_atoms(found.energy, batch, graphs)
-        result = {"energy": energy}
+        result = {"energy": energy} | ({"energies": found.energy} if energies else {})
         if found.forces is not None and forces:
             result["forces"] = found.forces
         if follow:
