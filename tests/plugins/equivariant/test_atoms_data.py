@@ -16,6 +16,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
 from cnnkit.errors import ConfigError, InputError
 from cnnkit_equivariant.atoms import data, emt
+from cnnkit_equivariant.atoms.batches import BoundedSampler
 from cnnkit_equivariant.atoms.config import AtomsConfig, EMTConfig
 from torch_geometric.data import Batch
 
@@ -120,6 +121,54 @@ def test_an_epoch_shows_every_structure_once_in_an_order_of_its_own() -> None:
     assert len(next(iter(data.train_loader(graphs, replace(SMALL, batch_size=99), seed=1)))["kind"]) == 12
 
 
+@pytest.mark.parametrize("most", [150, 400, 10**6])
+def test_batches_of_bounded_edges(most: int) -> None:
+    """Every structure once an epoch, within the bounds, in as many steps, whatever the epoch; a function of seed and epoch alone."""
+    graphs = data.Graphs(emt.structures("train", 24), 3.5, torch.float32)
+    sizes = {float(graph.energy): graph.edge_index.shape[1] for graph in graphs.graphs}
+    assert max(sizes.values()) > 150 and len(sizes) == 24
+    cfg = replace(SMALL, batch_size=5, max_edges=most)
+    loader = data.train_loader(graphs, cfg, seed=1)
+    epochs = []
+    for epoch in (0, 1, 2, 1):
+        loader.set_epoch(epoch)
+        epochs.append([batch["graph"]["energy"].tolist() for batch in loader])
+        assert len(epochs[-1]) == len(loader)
+        assert sorted(energy for batch in epochs[-1] for energy in batch) == sorted(sizes)
+        assert all(len(batch) == 1 or (len(batch) <= 5 and sum(map(sizes.__getitem__, batch)) <= most) for batch in epochs[-1])
+    assert epochs[1] == epochs[3] != epochs[0] != epochs[2]
+    assert len({frozenset(batch) for epoch in epochs[:3] for batch in epoch if len(batch) > 1}) > len(loader) or most == 150
+    again = data.train_loader(graphs, cfg, seed=1)
+    again.set_epoch(2)
+    assert [batch["graph"]["energy"].tolist() for batch in again] == epochs[2], "a training that goes on sees what it would have seen"
+    if most == 10**6:
+        assert len(loader) == 5
+    with pytest.raises(ConfigError, match=r"max_edges=-1 is no bound; accepted: 1 or more, or 0"):
+        data.train_loader(graphs, replace(cfg, max_edges=-1), seed=1)
+
+
+def test_bounded_batches_of_several_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each takes as many steps, together they see everything, and what comes twice is what fills the last step."""
+    rng = np.random.default_rng(0)
+    sizes = rng.lognormal(4, 1, 200).astype(int)
+    for world in (1, 2, 3):
+        seen, steps = [], set()
+        for rank in range(world):
+            monkeypatch.setattr("cnnkit_equivariant.atoms.batches.process", lambda pair=(rank, world): pair)
+            sampler = BoundedSampler(sizes.tolist(), batch_size=12, most=600, seed=3)
+            sampler.set_epoch(4)
+            mine = list(sampler)
+            steps |= {len(mine), len(sampler)}
+            assert all(len(batch) <= 12 // world for batch in mine)
+            assert all(len(batch) == 1 or sum(sizes[item] for _, _, item in batch) <= 600 for batch in mine)
+            seen += [batch for batch in mine]
+        assert len(steps) == 1 and len({position for batch in seen for position in batch}) == 200
+        assert {item for batch in seen for _, _, item in batch} == set(range(200)) and all(epoch == 4 for (epoch, _, _), *_ in seen)
+        assert len(seen) - len({tuple(batch) for batch in seen}) < world
+        fewest = max(-(-200 // (12 // world)), -(-int(np.minimum(sizes, 600).sum()) // 600))
+        assert len(seen) <= 1.1 * fewest + world, "few batches are less than full"
+
+
 def test_what_is_measured_comes_once_in_order_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     graphs = data.Graphs(emt.structures("val", 7), 4.0, torch.float32)
     batches = list(data.whole_loader(graphs, 3))
@@ -128,6 +177,7 @@ def test_what_is_measured_comes_once_in_order_and_bounded(monkeypatch: pytest.Mo
     monkeypatch.setattr(data, "MOST_EDGES", 250)
     batches = list(data.whole_loader(graphs, 3))
     assert all(len(batch["kind"]) == 1 or batch["graph"]["edge_index"].shape[1] <= 250 for batch in batches) and len(batches) > 3
+    assert len(list(data.whole_loader(graphs, 3, 1))) == 7 and len(list(data.whole_loader(graphs, 3, 10**9))) == len(batches)
 
 
 def test_runs_of_bounded_size() -> None:

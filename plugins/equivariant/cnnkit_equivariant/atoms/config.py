@@ -39,6 +39,9 @@ class AtomsConfig:
         frames: Which structures of each file, as ASE counts them: ``:`` for all.
         emt: The synthetic structures.
         batch_size: Structures per step.
+        max_edges: Edges in a batch of one process, at most, so that large cells do not exhaust the memory; a structure that has more is a
+            batch of its own. Batches then hold fewer structures where these are large, and every structure comes once an epoch. 0 is no
+            bound in training.
         loss: Of the error of the energy per atom, of the length of a force's error, and of that of the stress: its mean (``"mae"``), the
             mean of its square (``"mse"``), or the square below ``delta`` and straight above (``"huber"``).
         delta: Error, in eV, eV/A and eV/A^3, where Huber's loss becomes straight.
@@ -58,6 +61,7 @@ class AtomsConfig:
     frames: str = ":"
     emt: EMTConfig = field(default_factory=EMTConfig)
     batch_size: int = 8
+    max_edges: int = 0
     loss: Literal["mae", "huber", "mse"] = "mae"
     delta: float = 0.01
     energy_weight: float = 1.0

@@ -17,6 +17,7 @@ from cnnkit.errors import ConfigError, InputError
 from torch import Tensor
 from torch_geometric.data import Batch, Data
 
+from cnnkit_equivariant.atoms.batches import BoundedSampler
 from cnnkit_equivariant.atoms.config import AtomsConfig
 from cnnkit_equivariant.atoms.references import fit_references, force_scale
 from cnnkit_equivariant.atoms.structures import references as references_of
@@ -170,7 +171,13 @@ def train_loader(graphs: Graphs, cfg: AtomsConfig, *, seed: int) -> EpochLoader:
     """Return the batches of one epoch after another, each structure once an epoch."""
     if cfg.batch_size < 1:
         raise ConfigError(f"atoms.batch_size={cfg.batch_size} is no batch; accepted: 1 or more")
-    sampler = PositionSampler(len(graphs), batch_size=min(cfg.batch_size, len(graphs)), seed=seed)
+    if cfg.max_edges < 0:
+        raise ConfigError(f"atoms.max_edges={cfg.max_edges} is no bound; accepted: 1 or more, or 0 for none")
+    if cfg.max_edges:
+        sizes = [graph.edge_index.shape[1] for graph in graphs.graphs]
+        sampler: BoundedSampler | PositionSampler = BoundedSampler(sizes, batch_size=cfg.batch_size, most=cfg.max_edges, seed=seed)
+    else:
+        sampler = PositionSampler(len(graphs), batch_size=min(cfg.batch_size, len(graphs)), seed=seed)
     return EpochLoader(graphs, sampler, workers=cfg.workers, collate=_joined)
 
 
@@ -182,9 +189,10 @@ MOST_EDGES = 40_000
 """Edges in a batch that is measured, at most, unless one structure alone has more."""
 
 
-def whole_loader(graphs: Graphs, batch_size: int) -> EachOnce:
-    """Return batches of all structures in their order, of bounded numbers of structures and edges."""
-    groups = list(bounded(range(len(graphs)), lambda number: graphs.graphs[number].edge_index.shape[1], batch_size, MOST_EDGES))
+def whole_loader(graphs: Graphs, batch_size: int, max_edges: int = 0) -> EachOnce:
+    """Return batches of all structures in their order, of bounded numbers of structures and edges; ``max_edges`` lowers the bound."""
+    most = min(max_edges or MOST_EDGES, MOST_EDGES)
+    groups = list(bounded(range(len(graphs)), lambda number: graphs.graphs[number].edge_index.shape[1], batch_size, most))
     return EachOnce(len(groups), lambda number: graphs.batch(groups[number]))
 
 

@@ -109,7 +109,9 @@ class Atomistic(Equivariant):
         if structures is None:
             return None
         graphs = Graphs(structures, self.cutoff, self.dtype)
-        return train_loader(graphs, cfg, seed=self.cfg.train.seed) if split == "train" else whole_loader(graphs, cfg.batch_size)
+        if split == "train":
+            return train_loader(graphs, cfg, seed=self.cfg.train.seed)
+        return whole_loader(graphs, cfg.batch_size, cfg.max_edges)
 
     @property
     def elements(self) -> tuple[str, ...]:
