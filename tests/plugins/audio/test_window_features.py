@@ -1,14 +1,17 @@
-"""Features of overlapping windows from one spectrogram equal those of each window alone."""
+"""What overlapping windows share, spectrogram and first layers, equals what each window alone gives."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from cnnkit.errors import InputError
+from cnnkit.testing.compare import stir
 from cnnkit_audio import frontends, window_features
 from cnnkit_audio.frontends import Fbank, FrontEnd, LogMel, Mfcc
+from cnnkit_audio.models.panns import Pann
 
 FRONTS: dict[str, Callable[[], FrontEnd]] = {
     "panns": frontends.panns,
@@ -108,3 +111,48 @@ def test_half_precision_stays_half() -> None:
     features = window_features.window_features(frontends.panns(), signal, [0, 320, 640], 16_000)
     assert features.dtype == torch.float16
     torch.testing.assert_close(features, alone(frontends.panns(), signal, [0, 320, 640], 16_000))
+
+
+def small_cnn(kind: str) -> Pann:
+    """A network of four blocks with statistics of its own, in evaluation mode."""
+    args: dict[str, Any] = {"cnn6": {"kernel_size": 5}, "cnn10": {"pools": 3}, "separable": {"separable": True}}[kind]
+    torch.manual_seed(0)
+    return stir(Pann(num_classes=3, sample_rate=8_000, widths=(3, 4, 5, 6), **{"pools": 4, **args})).eval()
+
+
+@pytest.mark.parametrize("kind", ["cnn6", "cnn10", "separable"])
+@pytest.mark.parametrize(("length", "hop"), [(8_000, 640), (8_000, 1_280), (8_077, 160), (8_040, 80), (8_000, 4_001)])
+def test_first_layers_of_a_network_are_shared_exactly(monkeypatch: pytest.MonkeyPatch, kind: str, length: int, hop: int) -> None:
+    """At each depth the vectors are those of each window alone, on one grid of strides or several; 1e-5 of their range."""
+    monkeypatch.setattr(window_features, "PIECE", 61)  # Seams, at each stride.
+    model, starts = small_cnn(kind), [hop * number for number in range(7)]
+    signal = recording(starts[-1] + length + 5)
+    with torch.no_grad():
+        expected = torch.cat([model.embed(model.front(signal[..., start : start + length])) for start in starts])
+        assert len(model.stems()) == 5
+        for stem in model.stems():
+            maps = window_features.window_features(stem, signal, starts, length)
+            assert maps.shape == (7, stem.channels, stem.bands, stem.frames(length))
+            torch.testing.assert_close(stem.rest(maps), expected, rtol=0, atol=1e-5 * float(expected.max() - expected.min()))
+
+
+def test_shared_layers_hear_less_than_the_windows_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight windows that overlap by seven eighths: the second block's columns take less than half of the samples."""
+    heard: list[int] = []
+    front = LogMel.forward
+    monkeypatch.setattr(LogMel, "forward", lambda self, x: heard.append(x.shape[0] * x.shape[-1]) or front(self, x))
+    starts = [number * 2_560 for number in range(8)]
+    window_features.window_features(small_cnn("cnn6").stems()[2], recording(starts[-1] + 20_480), starts, 20_480)
+    assert sum(heard) < 0.4 * 8 * 20_480
+
+
+def test_the_deepest_layers_that_pay_are_shared() -> None:
+    """Much overlap shares all, an odd number of frames one block, windows off the grid of frames nothing but their front end."""
+    model = small_cnn("cnn6")
+
+    def depth(hop: int, length: int) -> int:
+        stems = model.stems()
+        return stems.index(window_features.best_stem(stems, range(0, 12 * hop, hop), length))
+
+    assert depth(640, 80_000) == 4 and depth(80 * 27, 8_640) == 1 and depth(81, 8_000) == 0 and depth(8_000, 8_000) == 0
+    assert len(model.train().stems()) == 1

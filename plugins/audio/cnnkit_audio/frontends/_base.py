@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import numpy as np
 import torch
@@ -146,7 +146,14 @@ class FrontEnd(nn.Module, ABC):
         left: Frame ``t`` depends on the samples from ``t * hop - left`` on.
         right: ... and up to ``t * hop + right``, exclusive.
         least: Samples that a clip must have.
+
+    Class attributes:
+        channels: Channels of the features.
+        stride: Frames for each column of them.
     """
+
+    channels: ClassVar[int] = 1
+    stride: ClassVar[int] = 1
 
     def __init__(self, *, sample_rate: int, bands: int, hop: int, left: int = 0, right: int = 0, least: int = 1) -> None:
         super().__init__()

@@ -15,6 +15,7 @@ from cnnkit.weights import Layout
 from torch import Tensor, nn
 
 from cnnkit_audio.frontends import FrontEnd
+from cnnkit_audio.window_features import Stem
 
 
 class SoundModel(nn.Module, ABC):
@@ -69,15 +70,21 @@ class Tagger(SoundModel):
         """Return logits ``(B, num_classes)`` for waveforms ``(B, 1, T)``."""
         return self.classify(x if self.front is None else self.front(x))
 
+    def stems(self) -> list[Stem]:
+        """Return what overlapping windows may share: the front end, and first layers behind it from few to many.
+
+        By default the front end alone, or nothing where there is none. Networks of convolutions add to it, in evaluation mode.
+        """
+        if self.front is None:
+            return []
+        return [Stem(self.front, layers=lambda x: x, rest=self.embed, channels=1, bands=self.front.bands, stride=1, reach=0)]
+
     def learn(self, x: Tensor, target: Tensor) -> Tensor:
         """Return the logits that the loss is of; networks that mix clips of the same labels ``(B, num_classes)`` inside override it."""
         return self(x)
 
     def classify(self, features: Tensor) -> Tensor:
-        """Return logits for what the front end made: ``(B, 1, bands, frames)``, or the waveform if there is none.
-
-        Overlapping windows of a long recording share one spectrogram and come in here.
-        """
+        """Return logits for what the front end made: ``(B, 1, bands, frames)``, or the waveform if there is none."""
         return self.head(self.embed(features))
 
     @abstractmethod

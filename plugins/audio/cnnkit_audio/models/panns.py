@@ -13,6 +13,7 @@ channel, as it is: our reading.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import ClassVar
 
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 from cnnkit_audio import frontends
 from cnnkit_audio.augment_features import SpecAugment
 from cnnkit_audio.models._base import Tagger
+from cnnkit_audio.window_features import Stem
 
 FRONT = ("spectrogram_extractor.", "logmel_extractor.")
 """Keys of the official front end, which holds constants."""
@@ -169,7 +171,7 @@ class Pann(Tagger):
             raise ConfigError(f"kernel_size={kernel_size}; accepted: 3 for blocks of two convolutions, 5 for blocks of one")
         if not 0 <= pools <= len(widths):
             raise ConfigError(f"pools={pools} of {len(widths)} blocks; accepted: 0 to {len(widths)}")
-        self.blocks, self.pools, self.drop_rate, self._hop = len(widths), pools, drop_rate, front.hop
+        self.widths, self.blocks, self.pools, self.drop_rate, self._hop = tuple(widths), len(widths), pools, drop_rate, front.hop
         self.bn0 = nn.BatchNorm2d(n_mels)
         self.mask = spec_augment(freq_mask, time_mask)
         for index, (before, after) in enumerate(pairwise((1, *widths)), start=1):
@@ -186,17 +188,48 @@ class Pann(Tagger):
 
     def forward_maps(self, features: Tensor) -> Tensor:
         """Return the last maps, ``(B, C, frames / 2^pools, bands / 2^pools)``, of spectrograms ``(B, 1, bands, frames)``."""
-        x = normalise_bands(self.bn0, self.mask, features)
-        for index in range(1, self.blocks + 1):
-            x = self.get_submodule(f"conv_block{index}")(x)
-            x = F.avg_pool2d(x, 2) if index <= self.pools else x
-            x = F.dropout(x, self.drop_rate, self.training)
-        return x
+        x = self._blocks(normalise_bands(self.bn0, self.mask, features), 0, self.blocks)
+        return self._reduced(x, self.blocks)
 
     def embed(self, features: Tensor) -> Tensor:
         """Return the vector before the classifier, ``(B, widths[-1])``, for spectrograms ``(B, 1, bands, frames)``."""
-        x = F.dropout(pool_clip(self.forward_maps(features)), 0.5, self.training)
-        return F.relu_(self.fc1(x))
+        return self._vector(self.forward_maps(features))
+
+    def stems(self) -> list[Stem]:
+        """Return the front end, and with it each number of blocks; before the average behind the last, which halves the places."""
+        stems = super().stems()
+        if self.training:
+            return stems
+        assert self.front is not None
+        stride, reach = 1, 0
+        for index, width in enumerate(self.widths, start=1):
+            reach += 2 * stride  # One convolution of 5x5, or two of 3x3.
+            layers, rest = partial(self._stem, blocks=index), partial(self._rest, blocks=index)
+            bands = self.front.bands // stride
+            stems.append(Stem(self.front, layers, rest, channels=width, bands=bands, stride=stride, reach=reach))
+            stride *= 2 if index <= self.pools else 1
+        return stems
+
+    def _stem(self, features: Tensor, blocks: int) -> Tensor:
+        return self._blocks(normalise_bands(self.bn0, self.mask, features), 0, blocks).transpose(2, 3)
+
+    def _rest(self, maps: Tensor, blocks: int) -> Tensor:
+        return self._vector(self._reduced(self._blocks(maps.transpose(2, 3), blocks, self.blocks), self.blocks))
+
+    def _blocks(self, x: Tensor, done: int, last: int) -> Tensor:
+        """Run the blocks behind the first ``done`` up to the one numbered ``last``."""
+        for index in range(done + 1, last + 1):
+            x = self.get_submodule(f"conv_block{index}")(self._reduced(x, index - 1))
+        return x
+
+    def _reduced(self, x: Tensor, index: int) -> Tensor:
+        """Do what follows the block of that number."""
+        if index == 0:
+            return x
+        return F.dropout(F.avg_pool2d(x, 2) if index <= self.pools else x, self.drop_rate, self.training)
+
+    def _vector(self, maps: Tensor) -> Tensor:
+        return F.relu_(self.fc1(F.dropout(pool_clip(maps), 0.5, self.training)))
 
     def head(self, embedding: Tensor) -> Tensor:
         """Return logits ``(B, num_classes)``; the probability of each sound is their sigmoid."""

@@ -12,12 +12,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from cnnkit.engine.files import atomic_path, writable_folder
-from cnnkit.errors import InputWarning
+from cnnkit.errors import ConfigError, InputWarning
+from cnnkit.layers.merged import MergedCopy, merged
 from cnnkit.options import RunOptions
 from torch import Tensor, nn
 
 from cnnkit_audio import args, config
 from cnnkit_audio.models._base import Tagger
+from cnnkit_audio.models.acdnet import crops
 from cnnkit_audio.sound import Sound
 from cnnkit_audio.tagging.data import SyntheticSounds, labels_of, read_sounds, train_clips, whole_clips
 from cnnkit_audio.tagging.events import find_events, write_audacity, write_csv
@@ -25,9 +27,11 @@ from cnnkit_audio.tagging.metrics import TagMetric
 from cnnkit_audio.tagging.picture import Overview, draw_tags
 from cnnkit_audio.tagging.windows import WindowGroup, window_groups
 from cnnkit_audio.task import Audio, Batch, until_interrupted
-from cnnkit_audio.window_features import window_features
+from cnnkit_audio.window_features import best_stem, window_features
 
-GROUP = 16
+GROUP = 32
+"""Windows that are looked at together, and share what they have in common."""
+BATCH = 8
 """Windows that go through the network at once."""
 
 
@@ -61,7 +65,10 @@ class Tagging(Audio):
 
     def __init__(self, cfg: config.Config) -> None:
         super().__init__(cfg)
+        if cfg.tagging.crops < 0:
+            raise ConfigError(f"tagging.crops={cfg.tagging.crops} is no number of windows; accepted: 0 for every half window, or more")
         self.monitor = ("map", "max") if cfg.tagging.multilabel else ("accuracy", "max")
+        self._merged = MergedCopy(_merge)
 
     def prepare(self, output: Path) -> config.Config:
         """Complete the configuration by the labels of the data set, and by whether clips may have several."""
@@ -129,14 +136,22 @@ class Tagging(Audio):
         """Listen to whole clips, or to a file of any length block by block."""
         assert isinstance(model, Tagger)
         if not isinstance(batch["sound"], Sound):
+            if self.cfg.tagging.crops:
+                return [self._vote(model, clip, self.cfg.tagging.crops) for clip in batch["sound"]]
             return [self._listen(model, [clip.cpu().numpy()]) for clip in batch["sound"]]
         sound, run = batch["sound"], batch["run"]
         rate = model.sample_rate
         overview = Overview(rate) if run.picture else None
         blocks = sound.blocks(rate)
-        tags = self._listen(model, blocks if overview is None else overview.watch(blocks), run=run)
+        tags = self._listen(self._merged.of(model), blocks if overview is None else overview.watch(blocks), run=run)
         tags.sound, tags.overview = sound, overview
         return [tags]
+
+    def _vote(self, model: Tagger, clip: Tensor, count: int) -> Tags:
+        """Run the network over so many windows of a clip, each of which is a vote on the whole of it."""
+        scores = self._confidences(model(crops(clip, self.length, count)))
+        ends = np.full(count, clip.shape[-1] / model.sample_rate)
+        return Tags(np.zeros(count), ends, scores, np.zeros((0, 0), np.float32))
 
     def _listen(self, model: Tagger, blocks: Iterable[np.ndarray], run: args.Run | None = None) -> Tags:
         """Run the network over the windows of a recording."""
@@ -151,7 +166,7 @@ class Tagging(Audio):
         for group in until_interrupted(groups) if live else groups:
             if group.missing:
                 _say_padded(length, length - group.missing, rate)
-            vectors = model.embed(features_of(model, group))
+            vectors = embed_windows(model, group)
             scores.append(self._confidences(model.head(vectors)))
             if keep:
                 embeddings.append(vectors.float().cpu().numpy())
@@ -217,12 +232,18 @@ class Tagging(Audio):
         return {"sound": clips, "target": target, "name": list(sounds.names[:4]), "fold": [1] * 4}
 
 
-def features_of(model: Tagger, group: WindowGroup) -> Tensor:
-    """Return what the network's front end makes of each window; overlapping ones share one spectrogram."""
-    device = next(model.parameters()).device
-    if model.front is None:
-        return group.stack().to(device)
-    return window_features(model.front, group.signal.to(device), group.starts, group.length)
+def embed_windows(model: Tagger, group: WindowGroup) -> Tensor:
+    """Return the network's vector of each window; what overlapping ones have in common is computed once."""
+    signal, stems = group.signal.to(next(model.parameters()).device), model.stems()
+    if not stems:
+        return torch.cat([model.embed(some) for some in replace(group, signal=signal).stack().split(BATCH)])
+    stem = best_stem(stems, group.starts, group.length)
+    return torch.cat([stem.rest(some) for some in window_features(stem, signal, group.starts, group.length).split(BATCH)])
+
+
+def _merge(model: Tagger) -> Tagger:
+    place = next(model.parameters())
+    return merged(model, torch.zeros(1, 1, model.least, device=place.device, dtype=place.dtype))
 
 
 def _say_padded(length: int, heard: int, rate: int) -> None:

@@ -45,25 +45,34 @@ def window_groups(blocks: Iterable[np.ndarray], length: int, hop: int, *, size: 
         hop: Samples between the starts of two.
         size: Windows of a group; 1 gives each as soon as it was heard.
     """
-    held, base, start = np.zeros((1, 0), np.float32), 0, 0  # Where what is held begins, and where the next window does.
+    held, base, start, end = [np.zeros((1, 0), np.float32)], 0, 0, 0  # What is held lies from base to end; start is the next window's.
     for block in blocks:
-        held = np.concatenate([held, block], axis=1)
-        end = base + held.shape[1]
+        held.append(block)
+        end += block.shape[1]
         while end >= start + (size - 1) * hop + length:
-            yield _group(held, start - base, base, size, length, hop)
+            held = [np.concatenate(held, axis=1)]
+            yield _group(held[0], start - base, base, size, length, hop)
             start += size * hop
-        spent = max(0, min(start, end - length) - base)  # The last window of all may begin before the next regular one.
-        held, base = held[:, spent:], base + spent
-    end = base + held.shape[1]
+        base += _drop(held, max(0, min(start, end - length) - base))  # The last window of all may begin before the next regular one.
+    whole = np.concatenate(held, axis=1)
     if end < length:
         if end:
-            yield WindowGroup(torch.from_numpy(np.pad(held, ((0, 0), (0, length - end))))[None], (0,), length, 0, length - end)
+            yield WindowGroup(torch.from_numpy(np.pad(whole, ((0, 0), (0, length - end))))[None], (0,), length, 0, length - end)
         return
     left = max(0, (end - start - length) // hop + 1)
     if left:
-        yield _group(held, start - base, base, left, length, hop)
+        yield _group(whole, start - base, base, left, length, hop)
     if start + (left - 1) * hop + length < end:
-        yield _group(held, end - length - base, base, 1, length, hop)
+        yield _group(whole, end - length - base, base, 1, length, hop)
+
+
+def _drop(held: list[np.ndarray], spent: int) -> int:
+    """Remove the first ``spent`` samples and return that number."""
+    left = spent
+    while left >= held[0].shape[1] and len(held) > 1:
+        left -= held.pop(0).shape[1]
+    held[0] = held[0][:, left:]
+    return spent
 
 
 def _group(held: np.ndarray, first: int, base: int, count: int, length: int, hop: int) -> WindowGroup:
