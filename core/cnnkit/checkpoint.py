@@ -115,9 +115,14 @@ def recognise(path: str | os.PathLike[str]) -> Kind:
         return "cnnkit" if "cnnkit.format" in _metadata(path) else "safetensors"
     if start[:8] == b"\x89HDF\r\n\x1a\n":
         return "hdf5"
-    if start[0] == 0x80 and start[1] in range(1, 6):
+    if is_pickle(start):
         return "torch" if LEGACY_MAGIC in start else "pickle"
     return "onnx" if start[0] == 0x08 else "unknown"
+
+
+def is_pickle(start: bytes) -> bool:
+    """Tell from a file's first bytes whether it is a pickle of protocol 1 to 5, which can run any code when it is opened."""
+    return start[:1] == b"\x80" and start[1:2] in (b"\x01", b"\x02", b"\x03", b"\x04", b"\x05")
 
 
 def _is_torch_zip(path: Path) -> bool:

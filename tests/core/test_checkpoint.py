@@ -108,6 +108,7 @@ def test_headers_that_cannot_be_used(metadata, cause, tmp_path):
         (b"\xff", "unknown"),
         (pickle.dumps({"a": 1}, 2), "pickle"),
         (pickle.dumps({"a": 1}, 4), "pickle"),
+        (b"\x80", "unknown"),
     ],
 )
 def test_files_of_other_kinds_are_named(content, kind, tmp_path):

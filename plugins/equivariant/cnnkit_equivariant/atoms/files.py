@@ -21,6 +21,7 @@ import numpy as np
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms, FixCartesian
+from cnnkit.checkpoint import is_pickle
 from cnnkit.engine.files import atomic_path, write_text
 from cnnkit.errors import InputError, InputWarning, UsageError
 
@@ -232,7 +233,7 @@ def _refuse_pickles(path: Path) -> None:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
     if not start:
         raise InputError(f"{path} is empty")
-    if start.startswith(b"PickleTrajectory") or (start[0] == 0x80 and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")):
+    if start.startswith(b"PickleTrajectory") or is_pickle(start):
         raise InputError(f"{path} is a pickle, which can run any code when it is opened, and is never opened here; save it as extxyz")
 
 
