@@ -9,14 +9,16 @@ import torch
 from click.testing import CliRunner
 from cnnkit.backbones import create_model
 from cnnkit.cli import cli
+from cnnkit.config import from_dict
 from cnnkit.count import count_params, on_meta
 from cnnkit.engine.load import load
 from cnnkit.errors import ConfigError, InputWarning, UsageError
 from cnnkit.testing.compare import assert_near, assert_same_keys, filled, randomise, without_gradient
 from cnnkit_audio.compress import sizes
 from cnnkit_audio.compress.chain import run
-from cnnkit_audio.models.acdnet import MICRO, ACDNet, crops, frame_count, pool_sizes, vote
+from cnnkit_audio.models.acdnet import MICRO, ACDNet, crops, frame_count, pool_sizes
 from cnnkit_audio.sound import write_sound
+from cnnkit_audio.task import Audio
 
 pytestmark = pytest.mark.paper("acdnet")
 
@@ -163,15 +165,23 @@ def test_files_of_another_layout_have_no_arguments():
 
 
 def test_ten_crops_vote(plain):
-    model: Any = randomise(ACDNet(channels=NARROW, length=1200, num_classes=3), gain=2.0)
+    """The paper's test of a clip: the mean of the confidences of ten windows, by tagging.crops=10."""
+    args = {"channels": list(NARROW), "length": 1200}
+    sections = {"network": {"name": "audio/acdnet", "args": args}, "tagging": {"labels": ["a", "b", "c"], "crops": 10}}
+    task = Audio(from_dict(Audio.Config, sections))
+    model: Any = randomise(task.model(), gain=2.0).eval()
     for samples in (1, 1200, 5000):
         sound = clips(samples, 1)[0]
         theirs = plain("acdnet").crops(sound[0], 1200, 10)
         assert torch.equal(crops(sound, 1200)[:, 0], theirs)
         with torch.no_grad():
-            assert_near(vote(model, sound), twin(plain, model)(theirs[:, None, None]).mean(0), 1e-5)
+            (tags,) = task.predict(model, {"sound": sound[None]})
+            assert_near(torch.from_numpy(tags.scores.mean(0)), twin(plain, model)(theirs[:, None, None]).mean(0), 1e-5)
+        assert len(tags.scores) == 10 and tags.ends[0] == samples / 20000
     with pytest.raises(UsageError, match="without samples"):
         crops(torch.zeros(1, 0), 1200)
+    with pytest.raises(ConfigError, match=r"tagging\.crops=-1 is no number"):
+        Audio(from_dict(Audio.Config, {**sections, "tagging": {"crops": -1}}))
 
 
 def test_it_exports_with_a_free_batch():

@@ -194,9 +194,3 @@ def crops(sound: Tensor, length: int, count: int = 10) -> Tensor:
     padded = F.pad(sound, (length // 2, length // 2))
     step = (padded.shape[-1] - length) // max(count - 1, 1)
     return torch.stack([padded[:, index * step : index * step + length] for index in range(count)])
-
-
-@torch.no_grad()
-def vote(model: Tagger, sound: Tensor, *, count: int = 10) -> Tensor:
-    """Return the confidences ``(num_classes,)`` for one clip ``(1, T)``: the mean over :func:`crops`, which is the paper's test."""
-    return model(crops(sound, model.least, count)).softmax(-1).mean(0)

@@ -19,6 +19,8 @@ class TaggingConfig:
         data: Recordings to train and to measure on.
         augment: What is done to them in training.
         label_smoothing: Share of the target that is spread over all labels (for single labels).
+        crops: Windows that vote on a whole clip in validation and test, spread evenly over it with silence of half a window at both ends:
+            ACDNet's paper has 10. By default windows come every half window.
     """
 
     labels: tuple[str, ...] = ()
@@ -26,6 +28,7 @@ class TaggingConfig:
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     label_smoothing: float = 0.0
+    crops: int = 0
 
     @property
     def names(self) -> tuple[str, ...]:
