@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from cnnkit.engine.files import atomic_path, writable_folder
 from cnnkit.errors import ConfigError, InputWarning
+from cnnkit.layers.merged import MergedCopy, merged
 from cnnkit.options import RunOptions
 from torch import Tensor, nn
 
@@ -26,9 +27,11 @@ from cnnkit_audio.tagging.metrics import TagMetric
 from cnnkit_audio.tagging.picture import Overview, draw_tags
 from cnnkit_audio.tagging.windows import WindowGroup, window_groups
 from cnnkit_audio.task import Audio, Batch, until_interrupted
-from cnnkit_audio.window_features import window_features
+from cnnkit_audio.window_features import best_stem, window_features
 
-GROUP = 16
+GROUP = 32
+"""Windows that are looked at together, and share what they have in common."""
+BATCH = 8
 """Windows that go through the network at once."""
 
 
@@ -65,6 +68,7 @@ class Tagging(Audio):
         if cfg.tagging.crops < 0:
             raise ConfigError(f"tagging.crops={cfg.tagging.crops} is no number of windows; accepted: 0 for every half window, or more")
         self.monitor = ("map", "max") if cfg.tagging.multilabel else ("accuracy", "max")
+        self._merged = MergedCopy(_merge)
 
     def prepare(self, output: Path) -> config.Config:
         """Complete the configuration by the labels of the data set, and by whether clips may have several."""
@@ -139,7 +143,7 @@ class Tagging(Audio):
         rate = model.sample_rate
         overview = Overview(rate) if run.picture else None
         blocks = sound.blocks(rate)
-        tags = self._listen(model, blocks if overview is None else overview.watch(blocks), run=run)
+        tags = self._listen(self._merged.of(model), blocks if overview is None else overview.watch(blocks), run=run)
         tags.sound, tags.overview = sound, overview
         return [tags]
 
@@ -162,7 +166,7 @@ class Tagging(Audio):
         for group in until_interrupted(groups) if live else groups:
             if group.missing:
                 _say_padded(length, length - group.missing, rate)
-            vectors = model.embed(features_of(model, group))
+            vectors = embed_windows(model, group)
             scores.append(self._confidences(model.head(vectors)))
             if keep:
                 embeddings.append(vectors.float().cpu().numpy())
@@ -228,12 +232,18 @@ class Tagging(Audio):
         return {"sound": clips, "target": target, "name": list(sounds.names[:4]), "fold": [1] * 4}
 
 
-def features_of(model: Tagger, group: WindowGroup) -> Tensor:
-    """Return what the network's front end makes of each window; overlapping ones share one spectrogram."""
-    device = next(model.parameters()).device
-    if model.front is None:
-        return group.stack().to(device)
-    return window_features(model.front, group.signal.to(device), group.starts, group.length)
+def embed_windows(model: Tagger, group: WindowGroup) -> Tensor:
+    """Return the network's vector of each window; what overlapping ones have in common is computed once."""
+    signal, stems = group.signal.to(next(model.parameters()).device), model.stems()
+    if not stems:
+        return torch.cat([model.embed(some) for some in replace(group, signal=signal).stack().split(BATCH)])
+    stem = best_stem(stems, group.starts, group.length)
+    return torch.cat([stem.rest(some) for some in window_features(stem, signal, group.starts, group.length).split(BATCH)])
+
+
+def _merge(model: Tagger) -> Tagger:
+    place = next(model.parameters())
+    return merged(model, torch.zeros(1, 1, model.least, device=place.device, dtype=place.dtype))
 
 
 def _say_padded(length: int, heard: int, rate: int) -> None:
