@@ -11,9 +11,11 @@ import shlex
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
+from cnnkit.testing.forked import run_forked
 
 for library in ("cnnkit_audio", "cnnkit_equivariant", "cnnkit_medseg", "cnnkit_superres", "spandrel", "lightning"):
     pytest.importorskip(library)
@@ -34,6 +36,9 @@ SMALLER = {
     "superres": [*STEPS, "network.args.channels=8", "train.optimizer.warmup_steps=0"],
 }
 """Settings that make a training of a test's size, for every plugin and for each."""
+
+IMPORTED = ("lightning", "spandrel", *(f"cnnkit_{name}.task" for name in SMALLER))
+"""What most commands need."""
 
 
 def blocks(readme: str, language: str) -> list[str]:
@@ -181,18 +186,24 @@ def make_structures(work: Path) -> None:
 
 
 def shrunk(words: list[str]) -> list[str]:
-    """Make a command small enough for a test, and start it with this Python."""
+    """Make a command small enough for a test."""
     if words[0] == "cnnkit" and words[1] == "train":
-        words = [*words, *(word for setting in (*SMALL, *SMALLER[words[2]]) for word in ("--set", setting))]
-    if words[0] == "cnnkit":
-        return [sys.executable, "-c", "from cnnkit.cli import main; main()", *words[1:]]
-    return [sys.executable, *words[1:]]
+        return [*words, *(word for setting in (*SMALL, *SMALLER[words[2]]) for word in ("--set", setting))]
+    return words
+
+
+def started(words: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run a command in a new Python, as a user's shell does."""
+    entry = ["-c", "from cnnkit.cli import main; main()"] if words[0] == "cnnkit" else []
+    return subprocess.run([sys.executable, *entry, *words[1:]], cwd=folder, capture_output=True, encoding="utf-8", check=False)
 
 
 @pytest.mark.parametrize("readme", READMES)
 def test_commands_run(readme: str, folder: Path) -> None:
+    """The first in a new Python, those after it in forks of one that has imported what they need."""
     lines = commands(readme)
     assert any(line.startswith("cnnkit") for line in lines)
+    run = started
     for line in lines:
         words = shlex.split(line)
         assert words[0] in ("cnnkit", "python", "make", "pip"), line
@@ -201,8 +212,9 @@ def test_commands_run(readme: str, folder: Path) -> None:
             continue  # They train and time: minutes.
         if words[0] in ("make", "pip") or "--example" in words or "foo" in words[1:3]:
             continue  # CI runs make; pip needs the network; the example and `new plugin` have tests of their own.
-        done = subprocess.run(shrunk(words), cwd=folder, capture_output=True, encoding="utf-8", check=False)
+        done = run(shrunk(words), folder)
         assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+        run = partial(run_forked, imported=IMPORTED)
 
 
 @pytest.mark.parametrize("readme", [readme for readme in READMES if blocks(readme, "python")])

@@ -31,6 +31,29 @@ def test_a_fresh_interpreter_tells_what_was_imported_and_printed():
         assert_no_heavy_imports(fresh_interpreter("import numpy.linalg").modules)
 
 
+FORKS = """
+from pathlib import Path
+from cnnkit.testing.forked import run_forked
+for words in (["python", "leave.py", "a b"], ["python", "look.py"], ["cnnkit", "list", "nothing"]):
+    done = run_forked(words, Path(FOLDER), imported=["fractions", "no_such_module"])
+    print(done.returncode, done.stdout.strip(), done.stderr.strip().splitlines()[-1:])
+"""
+
+
+def test_forked_commands_have_their_own_status_and_output_and_leave_nothing_behind(tmp_path):
+    (tmp_path / "leave.py").write_text(
+        "import os, sys\nprint(sys.argv[1], os.path.exists('look.py'), 'fractions' in sys.modules)\n"
+        "sys.modules['json'] = os.environ['LEFT'] = 'x'\nsys.exit(3)"
+    )
+    (tmp_path / "look.py").write_text("import json, os\nprint(json.dumps(os.environ.get('LEFT')))\n1 / 0")
+    fresh = fresh_interpreter(FORKS.replace("FOLDER", repr(str(tmp_path))))
+    assert fresh.status == 0, fresh.errors
+    left, looked, listed = fresh.output.splitlines()[:3]
+    assert left == f"3 a b True {sys.platform == 'linux'} []"
+    assert looked == "1 null ['ZeroDivisionError: division by zero']"
+    assert listed.startswith("2 ") and "nothing" in listed
+
+
 def test_without_pytest_the_suites_say_what_to_install():
     code = "import sys; sys.modules['pytest'] = None\nimport cnnkit.testing as t\nt.fresh_interpreter\nt.TaskContract"
     fresh = fresh_interpreter(code)
