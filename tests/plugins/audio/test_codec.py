@@ -16,6 +16,7 @@ import torch
 from cnnkit.checkpoint import save_checkpoint
 from cnnkit.cli import main
 from cnnkit.config import from_dict
+from cnnkit.engine.export import export_network
 from cnnkit.engine.fit import header_for
 from cnnkit.errors import ConfigError, InputError, UsageError
 from cnnkit.plugin import get
@@ -299,3 +300,10 @@ def test_measures_every_rate() -> None:
     assert {"mel_distance/1", "mel_distance/2", "mel_distance/3", "si_sdr", "stft_log", "codebook_use"} <= set(figures)
     assert figures["bits_per_second"] == pytest.approx(2700, rel=0.01) and task.monitor[0] in figures
     assert task.preprocess()["bits_per_second"] == [900, 1800, 2700]
+
+
+def test_export_is_refused_with_what_works(folder: Path) -> None:
+    """A file holds one network, and a codec is two; nothing is written."""
+    with pytest.raises(UsageError, match=r"an encoder and a decoder, .* cnnkit run audio; .* encode\(wave\), or its decode\(codes\)"):
+        export_network(folder / "codec.ckpt", folder / "codec.pt2", plugin=get("audio"))
+    assert not list(folder.glob("codec.pt2*")) and not (folder / "codec.json").exists()

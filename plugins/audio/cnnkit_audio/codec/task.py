@@ -110,6 +110,14 @@ class Coding(Audio):
         assert isinstance(self.shape, Codec)
         return self.shape
 
+    def check_export(self, suffix: str) -> None:
+        """Refuse to export: a codec is two networks, with codes between them, and a file holds one."""
+        raise UsageError(
+            "a codec is not exported: it is an encoder and a decoder, with codes between them, and an exported file holds one network. "
+            "Code and decode files by cnnkit run audio; in Python, torch.export.export takes a module that calls the network's "
+            "encode(wave), or its decode(codes), with the batch as a free axis"
+        )
+
     # Training.
 
     def loader(self, split: str) -> Iterable[Batch] | None:
