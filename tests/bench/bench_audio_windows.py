@@ -1,8 +1,9 @@
 """Tagging ten minutes in overlapping windows: the task beside window by window at batch 1, and its memory.
 
 Windows of 10 s every 2.5 s, one thread, processor time; scores must agree. The plain way loads the whole file and makes a spectrogram for
-each window. That part is four times redundant (``bench_audio_frontends.py`` has it alone); the network is not, and bounds the whole. Then
-the peak of memory on ten and on thirty minutes, each in a process of its own. Exits with 1 if the task is not faster, or its memory grows.
+each window. The task computes the spectrogram and the first two blocks once for all windows that hold them; the other two cannot be shared,
+as 2.5 s is no multiple of their stride, and are merged with their normalisations. Then the peak of memory on ten and on thirty minutes
+beyond that of two, each in a process of its own. Exits with 1 below the target, or if memory grows.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 RATE, WINDOW, HOP = 32_000, 10.0, 2.5
-TARGET, GROWTH_MB = 1.0, 8.0
+TARGET, GROWTH_MB = 2.3, 8.0
 NETWORK = {"name": "audio/panns_cnn6", "args": {"widths": [4, 8, 16, 32], "window": WINDOW}}
 """A small network: the larger it is, the less its front end matters."""
 
@@ -84,7 +85,7 @@ def window_by_window(model, path):
 def main() -> int:
     """Print the figures and return 1 if a target is missed."""
     with tempfile.TemporaryDirectory() as folder:
-        short, ten, thirty = (write_noise(Path(folder) / f"{minutes}.wav", minutes) for minutes in (1, 10, 30))
+        short, ten, thirty = (write_noise(Path(folder) / f"{minutes}.wav", minutes) for minutes in (2, 10, 30))
         task, model = task_and_model()
         listen(task, model, short)
         window_by_window(model, short)
@@ -102,7 +103,7 @@ def main() -> int:
         for file in (ten, thirty):
             code = MEMORY.format(here=here, first=str(short), file=str(file))
             peaks[file.stem] = float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
-        print("peak of memory beyond that of one minute: " + ", ".join(f"{name} minutes {value:.1f} MB" for name, value in peaks.items()))
+        print("peak of memory beyond that of two minutes: " + ", ".join(f"{name} minutes {value:.1f} MB" for name, value in peaks.items()))
         return int(ratio < TARGET or max(peaks.values()) > GROWTH_MB)
 
 

@@ -29,7 +29,7 @@ from cnnkit_audio.tagging.windows import WindowGroup, window_groups
 from cnnkit_audio.task import Audio, Batch, until_interrupted
 from cnnkit_audio.window_features import best_stem, window_features
 
-GROUP = 32
+GROUP = 16
 """Windows that are looked at together, and share what they have in common."""
 BATCH = 8
 """Windows that go through the network at once."""
