@@ -181,8 +181,9 @@ class _Columns:
     def _pairs(self, stretches: _Stretches, sorted_places: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         count, center = stretches.count, stretches.center
         first = count.cumsum(0) - count
-        which = torch.repeat_interleave(count)
-        rank = (stretches.start - first).index_select(0, which) + torch.arange(len(which), device=which.device)
+        # Numbers of 32 bits: there are many candidates, and a piece of them holds fewer than MOST_PAIRS.
+        which = torch.repeat_interleave(torch.arange(len(count), dtype=torch.int32, device=count.device), count)
+        rank = (stretches.start - first).int().index_select(0, which) + torch.arange(len(which), dtype=torch.int32, device=which.device)
         origin = self.places[center].T - self.places.new_tensor(self.basis.T) @ stretches.cells
         squares = torch.zeros(len(which), dtype=self.places.dtype, device=which.device)
         for axis in range(3):  # One component after the other: whole rows are gathered several times slower.
