@@ -1,9 +1,9 @@
 """Tagging ten minutes in overlapping windows: the task beside window by window at batch 1, and its memory.
 
-Windows of 10 s every 2.5 s, one thread, processor time; scores must agree. The plain way loads the whole file and makes a spectrogram for
-each window. The task computes the spectrogram and the first two blocks once for all windows that hold them; the other two cannot be shared,
-as 2.5 s is no multiple of their stride, and are merged with their normalisations. Then the peak of memory on ten and on thirty minutes
-beyond that of two, each in a process of its own. Exits with 1 below the target, or if memory grows.
+Windows of 10 s every 2.5 s and every second, one thread, processor time; scores must agree. The plain way loads the whole file and makes a
+spectrogram for each window. The task computes the spectrogram and the first two blocks once for all windows that hold them; the other two
+cannot be shared, as neither 2.5 s nor 1 s is a multiple of their stride, and are merged with their normalisations. Then the peak of memory
+on ten and on thirty minutes beyond that of two, each in a process of its own. Exits with 1 below a target, or if memory grows.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
-RATE, WINDOW, HOP = 32_000, 10.0, 2.5
-TARGET, GROWTH_MB = 2.3, 8.0
+RATE, WINDOW = 32_000, 10.0
+TARGETS = {2.5: 2.3, 1.0: 3.0}
+"""How many times as fast the task is to be, by the seconds between windows."""
+GROWTH_MB = 8.0
 NETWORK = {"name": "audio/panns_cnn6", "args": {"widths": [4, 8, 16, 32], "window": WINDOW}}
 """A small network: the larger it is, the less its front end matters."""
 
@@ -56,30 +58,47 @@ def task_and_model():
     return task, task.model().eval()
 
 
-def listen(task, model, path):
+def listen(task, model, path, hop=2.5):
     """Return the scores of all windows, as ``cnnkit run`` computes them."""
     import torch
     from cnnkit_audio.args import Run
 
-    run = Run(inputs=(Path(path),), name="x", hop=HOP, picture=False)
+    run = Run(inputs=(Path(path),), name="x", hop=hop, picture=False)
     (batch,) = task.read(run)
     with torch.no_grad():
         (tags,) = task.predict(model, batch)
     return tags.scores
 
 
-def window_by_window(model, path):
+def window_by_window(model, path, hop):
     """Return the same scores the plain way: the file as a whole, then a spectrogram and a network call for each window."""
     import librosa
     import torch
 
     signal, _ = librosa.load(path, sr=RATE, mono=True)
-    length, hop, scores = round(WINDOW * RATE), round(HOP * RATE), []
+    length, scores = round(WINDOW * RATE), []
     with torch.no_grad():
-        for start in range(0, signal.size - length + 1, hop):
+        for start in range(0, signal.size - length + 1, round(hop * RATE)):
             clip = torch.from_numpy(signal[start : start + length])[None, None]
             scores.append(model(clip).softmax(1)[0].numpy())
     return np.stack(scores)
+
+
+def compare(task, model, path, hop):
+    """Print the processor seconds of both, whose scores agree, and return how many times as fast the task is."""
+    times, results = {"task": [], "plain": []}, {}
+    for _ in range(2):
+        for name, run in (("task", lambda: listen(task, model, path, hop)), ("plain", lambda: window_by_window(model, path, hop))):
+            start = time.process_time()
+            results[name] = run()
+            times[name].append(time.process_time() - start)
+    np.testing.assert_allclose(results["task"], results["plain"], atol=1e-4)
+    ours, plain = min(times["task"]), min(times["plain"])
+    windows = len(results["task"])
+    print(
+        f"10 minutes, {windows} windows every {hop:g} s: task {ours:.2f} s, window by window {plain:.2f} s: {plain / ours:.2f}x", flush=True
+    )
+    return plain / ours
 
 
 def main() -> int:
@@ -88,23 +107,13 @@ def main() -> int:
         short, ten, thirty = (write_noise(Path(folder) / f"{minutes}.wav", minutes) for minutes in (2, 10, 30))
         task, model = task_and_model()
         listen(task, model, short)
-        window_by_window(model, short)
-        times, results = {"task": [], "plain": []}, {}
-        for _ in range(2):
-            for name, run in (("task", lambda: listen(task, model, ten)), ("plain", lambda: window_by_window(model, ten))):
-                start = time.process_time()
-                results[name] = run()
-                times[name].append(time.process_time() - start)
-        np.testing.assert_allclose(results["task"], results["plain"], atol=1e-4)
-        ratio = min(times["plain"]) / min(times["task"])
-        seconds = {name: f"{min(values):.2f} s" for name, values in times.items()}
-        print(f"10 minutes, {len(results['task'])} windows: task {seconds['task']}, window by window {seconds['plain']}: {ratio:.2f}x")
+        ratios = [compare(task, model, ten, hop) / target for hop, target in TARGETS.items()]
         here, peaks = str(Path(__file__).parent), {}
         for file in (ten, thirty):
             code = MEMORY.format(here=here, first=str(short), file=str(file))
             peaks[file.stem] = float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
         print("peak of memory beyond that of two minutes: " + ", ".join(f"{name} minutes {value:.1f} MB" for name, value in peaks.items()))
-        return int(ratio < TARGET or max(peaks.values()) > GROWTH_MB)
+        return int(min(ratios) < 1 or max(peaks.values()) > GROWTH_MB)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 import torchaudio.functional as AF
-from cnnkit.config import from_dict, read_yaml
+from cnnkit.config import build
 from cnnkit.engine.fit import fit
 from cnnkit.engine.load import load
 from cnnkit.plugin import get
@@ -33,6 +33,8 @@ from cnnkit_audio.codec.metrics import si_sdr
 from cnnkit_audio.codec.spectra import MelDistance
 from cnnkit_audio.config import Config
 from cnnkit_audio.models._codec import Codec
+from cnnkit_audio.sound import write_sound
+from cnnkit_audio.synth.voices import speech
 from cnnkit_audio.task import Audio
 from torch import Tensor
 
@@ -90,11 +92,19 @@ def measure(task: Any, model: Codec, voices: int, seconds: float) -> tuple[dict[
     return metric.compute(), simple
 
 
-def train(recipe: Path, folder: Path) -> Path:
-    """Train by a recipe and return the last checkpoint."""
-    values = read_yaml(recipe)
+def record(folder: Path, count: int, rate: int, seconds: float = 3.0) -> Path:
+    """Write recordings of voices, which are read faster than they are made; their seeds are those of no test."""
+    folder.mkdir()
+    for number in range(count):
+        write_sound(folder / f"{number:04d}.wav", speech(np.random.default_rng((3, number)), seconds, rate)[None], rate)
+    return folder
+
+
+def train(recipe: Path, folder: Path, recordings: int) -> Path:
+    """Train by a recipe, on voices recorded beforehand, and return the last checkpoint."""
     started = time.process_time()
-    result = fit(Audio(from_dict(Config, values, source=str(recipe))), output=folder / "run", plugin=get("audio"))
+    cfg = build(Config, file=recipe, overrides=[f"codec.data.train=[{record(folder / 'voices', recordings, 16000)}]"])
+    result = fit(Audio(cfg), output=folder / "run", plugin=get("audio"))
     print(f"trained in {time.process_time() - started:.0f} s of the processor; {result}", file=sys.stderr)
     return Path(result.last)
 
@@ -104,12 +114,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", type=Path, default=RECIPE)
     parser.add_argument("--ckpt", type=Path, help="measure this network in place of training one")
+    parser.add_argument("--recordings", type=int, default=400, help="voices to train on")
     parser.add_argument("--voices", type=int, default=12)
     parser.add_argument("--seconds", type=float, default=4.0)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        loaded = load(options.ckpt or train(options.recipe, Path(folder)))
+        loaded = load(options.ckpt or train(options.recipe, Path(folder), options.recordings))
     task, model = loaded.task, loaded.model.eval()
     assert isinstance(model, Codec)
     with torch.no_grad():

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 
 def run_forked(words: Sequence[str], folder: Path, imported: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
@@ -28,7 +29,7 @@ def run_forked(words: Sequence[str], folder: Path, imported: Sequence[str] = ())
         imported: Modules that are there before the command starts; those that cannot be imported are left out. The first call decides.
     """
     linux = sys.platform == "linux"
-    context = multiprocessing.get_context("forkserver" if linux else "spawn")
+    context: Any = multiprocessing.get_context("forkserver" if linux else "spawn")
     if linux:
         context.set_forkserver_preload(list(imported))
     with TemporaryDirectory() as kept:

@@ -147,7 +147,7 @@ def test_shared_layers_hear_less_than_the_windows_do(monkeypatch: pytest.MonkeyP
 
 
 def test_the_deepest_layers_that_pay_are_shared() -> None:
-    """Much overlap shares all, an odd number of frames one block, windows off the grid of frames nothing but their front end."""
+    """Much overlap shares all, an odd number of frames one block, windows off the grid of frames nothing."""
     model = small_cnn("cnn6")
 
     def depth(hop: int, length: int) -> int:
