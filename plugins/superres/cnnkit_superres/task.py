@@ -16,6 +16,7 @@ from cnnkit.checkpoint import read_state
 from cnnkit.engine.files import writable_folder
 from cnnkit.engine.progress import show_part
 from cnnkit.errors import CheckpointError, ConfigError, InputWarning
+from cnnkit.layers.merged import MergedCopy
 from torch import Tensor, nn
 
 from cnnkit_superres import args, config
@@ -23,7 +24,7 @@ from cnnkit_superres.compare import write_comparison
 from cnnkit_superres.dsclora import Distillation, add_adapters
 from cnnkit_superres.evaluate import PictureMetric
 from cnnkit_superres.losses import SuperResolutionLoss
-from cnnkit_superres.merging import MergedCopy, merged
+from cnnkit_superres.merging import merged
 from cnnkit_superres.models._base import SuperResolver
 from cnnkit_superres.pictures import Picture, Source, open_source
 from cnnkit_superres.predict import Ensemble, Settings, bicubic, enlarge
@@ -81,7 +82,7 @@ class SuperRes:
     def __init__(self, cfg: config.Config) -> None:
         self.cfg = cfg
         self._counted: Cost | None = None
-        self._measured = MergedCopy()
+        self._measured = MergedCopy(merged, setting=lambda model: model.scale)
         self._prepared: tuple[nn.Module, tuple[int | None, bool], SuperResolver] | None = None
 
     # The network.

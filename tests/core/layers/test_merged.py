@@ -53,3 +53,18 @@ def test_a_copy_is_kept_until_the_weights_or_the_network_change() -> None:
     assert keeper.of(model) is made[-1] and len(made) == 5
     keeper.of(model.double())
     assert len(made) == 6 and made[-1][0].weight.dtype == torch.float64
+
+
+def test_a_copy_may_depend_on_more_than_weights_and_may_be_the_network() -> None:
+    made: list[nn.Module] = []
+    model, setting = network(), [1]
+    keeper = MergedCopy(lambda model: made.append(model) or merged(model, torch.zeros(1, 2, 6, 6)), setting=lambda _: setting[0])
+    assert keeper.of(model) is keeper.of(model)
+    setting[0] = 2
+    assert keeper.of(model) is not model and len(made) == 2
+    assert MergedCopy(lambda model: model).of(model) is model
+
+
+def test_what_a_task_alone_can_merge_goes_first() -> None:
+    copied = merged(network(), torch.zeros(1, 2, 6, 6), before=lambda model: model.append(nn.Flatten()))
+    assert isinstance(copied[-1], nn.Flatten) and len(network()) == 3
