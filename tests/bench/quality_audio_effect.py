@@ -1,8 +1,8 @@
 """A small micro-TCN on a simulated compressor, beside static waveshapers: the error to signal on drums and settings never heard.
 
 The waveshaper to beat by 10 dB is a network of the same training without memory: a sample and the knobs go in. The second is an oracle, the
-mean output for each of 512 amplitudes of the test recording itself, than which no curve can do better. At 8 kHz, so that minutes of one core
-are enough::
+mean output for each of 512 amplitudes of the test recording itself, than which no curve can do better. At 8 kHz, so that minutes of one
+core are enough::
 
     python tests/bench/quality_audio_effect.py --steps 3000
 """
