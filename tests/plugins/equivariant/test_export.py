@@ -47,7 +47,7 @@ def surfaces() -> list[Atoms]:
 
 def test_an_exported_potential_is_the_calculator(tmp_path: Path) -> None:
     """Energies, and forces as the program's gradient, of a batch of any number of structures, atoms and edges."""
-    atoms = {"elements": ["Cu", "O"], "references": [-3.5, -4.0], "scale": 0.5}
+    atoms = {"elements": ["Cu", "O"], "references": [-3.5, -4.0], "scale": 20.0}
     saved = checkpoint(tmp_path / "a.ckpt", INVARIANT, atoms=atoms, train={"precision": "64-true"})
     exported = export_network(saved, tmp_path / "a.pt2", plugin=get("equivariant"))
     assert exported.difference < 1e-12
