@@ -185,12 +185,16 @@ def test_the_doctor_explains_broken_plugins(broken, fresh):
         ("lacking hello", "plugin 'lacking' is installed but cannot be used: ModuleNotFoundError"),
         ("train older -o x", "it speaks plugin interface 0 and this cnnkit speaks 1"),
         ("bare", "'bare' is a task and has no commands of its own; type: cnnkit run bare"),
-        ("run medseg x", "plugin 'medseg' is left out by CNNKIT_PLUGINS"),
     ],
 )
 def test_a_broken_plugin_asked_for_says_why(words, answer, broken, fresh):
     result = fresh(*words.split(), path=(broken, TOY), env={"CNNKIT_PLUGINS": "lacking,older,bare,toy"})
     assert result.returncode == 2 and answer in result.stderr and "Traceback" not in result.stderr
+
+
+def test_a_plugin_that_is_left_out_says_so(fresh):
+    result = fresh("run", "toy", "x", path=(TOY,), env={"CNNKIT_PLUGINS": "medseg"})
+    assert result.returncode == 2 and "plugin 'toy' is left out by CNNKIT_PLUGINS" in result.stderr
 
 
 def test_a_task_whose_library_is_missing(broken, toy_checkpoint, tmp_path, fresh):
