@@ -187,7 +187,6 @@ def test_a_disk_too_full_for_the_report(toy, toy_checkpoint, inputs, tmp_path, m
     def full(path, text):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("cnnkit.engine.run.write_text", full)
     monkeypatch.setattr(files, "write_text", lambda path, text: full(path, text) if "report" in str(path) else Path(path).write_text(text))
     result = CliRunner().invoke(
         cli, ["run", "toy", str(inputs / "a.txt"), "--ckpt", str(toy_checkpoint), "-o", str(tmp_path / "out")], standalone_mode=False

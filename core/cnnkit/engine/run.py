@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import platform
 import sys
 import time
@@ -15,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cnnkit.engine.files import remove_stale_parts, writable_folder, write_json, write_text
+from cnnkit.engine.files import remove_stale_parts, writable_folder, write_json, write_rows
 from cnnkit.engine.journal import Journal
 from cnnkit.errors import CnnkitError, InputError, InputWarning, UsageError
 from cnnkit.options import RunOptions, Shard
@@ -289,7 +287,7 @@ def _write_report(report: Report, output: Path, shard: Shard) -> Path | None:
     path, errors = output / f"report{shard.suffix}.json", output / f"errors{shard.suffix}.csv"
     try:
         if report.failed:  # The shorter file first: where room is scarce, it says what to do again.
-            write_text(errors, _errors_csv(report.failed))
+            write_rows(errors, _error_rows(report.failed))
         else:
             errors.unlink(missing_ok=True)
         return write_json(path, report.to_json())
@@ -298,12 +296,8 @@ def _write_report(report: Report, output: Path, shard: Shard) -> Path | None:
         return None
 
 
-def _errors_csv(failed: Sequence[Item]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("input", "files", "error"))
-    writer.writerows((item.name, ";".join(map(str, item.files)), item.error) for item in failed)
-    return text.getvalue()
+def _error_rows(failed: Sequence[Item]) -> list[Sequence[object]]:
+    return [("input", "files", "error"), *((item.name, ";".join(map(str, item.files)), item.error) for item in failed)]
 
 
 def summary_lines(summary: Mapping[str, Any], indent: str = "  ") -> list[str]:

@@ -8,8 +8,6 @@ numpy only.
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -243,9 +241,9 @@ class PictureScores:
 
     def report(self, folder: Path | str) -> list[Path]:
         """Write ``scores.csv``, a row for every picture, and the table ``scores.md`` into ``folder``, atomically."""
-        from cnnkit.engine.files import write_text
+        from cnnkit.engine.files import write_rows, write_text
 
-        return [write_text(Path(folder) / "scores.csv", self._csv()), write_text(Path(folder) / "scores.md", self._markdown())]
+        return [write_rows(Path(folder) / "scores.csv", self._table()), write_text(Path(folder) / "scores.md", self._markdown())]
 
     def _datasets(self) -> dict[str, dict[str, _Row]]:
         found: dict[str, dict[str, _Row]] = {}
@@ -253,16 +251,14 @@ class PictureScores:
             found.setdefault(dataset, {})[name] = row
         return found
 
-    def _csv(self) -> str:
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
+    def _table(self) -> list[list[str]]:
         figures = list(_means(self.rows.values()))
-        writer.writerow(["dataset", "picture", *figures])
+        table = [["dataset", "picture", *figures]]
         for dataset, rows in self._datasets().items():
             for name, row in sorted(rows.items()):
                 found = _means([row])
-                writer.writerow([dataset, name, *(f"{found[figure]:.6f}" for figure in figures)])
-        return text.getvalue()
+                table.append([dataset, name, *(f"{found[figure]:.6f}" for figure in figures)])
+        return table
 
     def _markdown(self) -> str:
         figures = list(_means(self.rows.values()))

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from cnnkit.engine.files import write_rows
 from cnnkit.errors import CnnkitError, ConfigError, InputError
 from PIL import Image
 
@@ -16,7 +17,7 @@ pytest.importorskip("cnnkit_equivariant")
 
 from cnnkit_equivariant.classification import data
 from cnnkit_equivariant.classification.config import ClassificationConfig
-from cnnkit_equivariant.classification.files import read_array, write_table
+from cnnkit_equivariant.classification.files import read_array
 from cnnkit_equivariant.classification.metrics import ClassMetric
 from cnnkit_equivariant.classification.pictures import present, read_field, resample, resampling, turn
 
@@ -268,5 +269,5 @@ class TestMetric:
 
 
 def test_a_table_is_written_whole(tmp_path: Path) -> None:
-    path = write_table(tmp_path / "t.csv", [("a", "b,c"), (1, "ü")])
+    path = write_rows(tmp_path / "t.csv", [("a", "b,c"), (1, "ü")])
     assert list(csv.reader(path.read_text(encoding="utf-8").splitlines())) == [["a", "b,c"], ["1", "ü"]]

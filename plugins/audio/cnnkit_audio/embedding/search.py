@@ -6,7 +6,6 @@ finds is measured again. The same number of random sub-networks of the same cost
 
 from __future__ import annotations
 
-import csv
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +18,7 @@ from cnnkit.checkpoint import save_checkpoint
 from cnnkit.config import from_dict
 from cnnkit.engine.device import pick_device
 from cnnkit.engine.evaluate import evaluate
-from cnnkit.engine.files import atomic_path, writable_folder
+from cnnkit.engine.files import writable_folder, write_rows
 from cnnkit.engine.load import load
 from cnnkit.errors import UsageError
 from torch import Tensor, nn
@@ -278,14 +277,12 @@ def pareto(measured: Sequence[Measured]) -> set[SubNet]:
 def write_table(path: Path, measured: Sequence[Measured]) -> Path:
     """Write every measured sub-network as a row of a csv file."""
     front = pareto(measured)
-    with atomic_path(path) as part, open(part, "w", newline="", encoding="utf-8") as stream:
-        table = csv.writer(stream)
-        table.writerow(["subnet", "macs", "params", "eer", "predicted_eer", "how", "pareto"])
-        for item in measured:
-            predicted = "" if item.predicted is None else f"{item.predicted:.6f}"
-            row = [item.subnet, item.subnet.macs(), item.subnet.params(), f"{item.eer:.6f}", predicted, item.how, int(item.subnet in front)]
-            table.writerow(row)
-    return path
+    rows: list[list[object]] = [["subnet", "macs", "params", "eer", "predicted_eer", "how", "pareto"]]
+    for item in measured:
+        predicted = "" if item.predicted is None else f"{item.predicted:.6f}"
+        subnet = item.subnet
+        rows.append([subnet, subnet.macs(), subnet.params(), f"{item.eer:.6f}", predicted, item.how, int(subnet in front)])
+    return write_rows(path, rows)
 
 
 def search_checkpoint(

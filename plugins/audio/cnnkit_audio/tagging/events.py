@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from cnnkit.engine.files import write_text
+from cnnkit.engine.files import write_rows, write_text
 
 COLUMNS = ("Start (s)", "End (s)", "Label", "Confidence", "File")
 
@@ -60,11 +58,8 @@ def find_events(
 
 def write_csv(path: Path, events: Sequence[Event], file: Path) -> Path:
     """Write the table of events: :data:`COLUMNS`, times in seconds."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows((f"{e.start:.3f}", f"{e.end:.3f}", e.label, f"{e.confidence:.4f}", str(file)) for e in events)
-    return write_text(path, text.getvalue())
+    rows = ((f"{e.start:.3f}", f"{e.end:.3f}", e.label, f"{e.confidence:.4f}", str(file)) for e in events)
+    return write_rows(path, [COLUMNS, *rows])
 
 
 def write_audacity(path: Path, events: Sequence[Event]) -> Path:

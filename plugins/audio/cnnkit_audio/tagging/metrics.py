@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cnnkit.engine.files import write_text
+from cnnkit.engine.files import write_rows
 from numpy.typing import NDArray
 from scipy.special import ndtri
 from scipy.stats import rankdata
@@ -100,16 +98,10 @@ class TagMetric:
         for c, label in enumerate(self.labels):
             precision, auc = self._label(scores[:, c], truth[:, c])
             rows.append((label, int((truth[:, c] > 0).sum()), f"{precision:.4f}", f"{auc:.4f}"))
-        files = [_write_rows(folder / "labels.csv", rows)]
+        files = [write_rows(folder / "labels.csv", rows)]
         if not self.multilabel:
             counts = np.zeros((len(self.labels),) * 2, int)
             np.add.at(counts, (truth.argmax(1), scores.argmax(1)), 1)
             table = [("", *self.labels), *((label, *map(int, row)) for label, row in zip(self.labels, counts, strict=True))]
-            files.append(_write_rows(folder / "confusion.csv", table))
+            files.append(write_rows(folder / "confusion.csv", table))
         return files
-
-
-def _write_rows(path: Path, rows: Sequence[Sequence[Any]]) -> Path:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return write_text(path, text.getvalue())

@@ -6,7 +6,6 @@ bases hold JSON and numbers, and older ones that hold pickles are refused.
 
 from __future__ import annotations
 
-import csv
 import io
 import math
 import sqlite3
@@ -22,7 +21,7 @@ from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms, FixCartesian
 from cnnkit.checkpoint import is_pickle
-from cnnkit.engine.files import atomic_path, write_text
+from cnnkit.engine.files import atomic_path, write_rows
 from cnnkit.errors import InputError, InputWarning, UsageError
 
 from cnnkit_equivariant.atoms.extxyz import spans
@@ -333,9 +332,7 @@ def write_table(path: str | Path, structures: Sequence[Atoms], predictions: Sequ
             error = float("nan") if found.forces is None else _mean(np.abs(found.forces - one.forces)) * 1e3
             row += _numbers(one.energy, (found.energy - one.energy) / count * 1e3, error)
         rows.append(row)
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([head, *rows])
-    return write_text(path, text.getvalue())
+    return write_rows(path, [head, *rows])
 
 
 def _mean(values: np.ndarray) -> float:

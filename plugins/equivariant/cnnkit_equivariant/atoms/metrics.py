@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cnnkit.engine.files import write_text
+from cnnkit.engine.files import write_rows, write_text
 
 from cnnkit_equivariant.atoms.data import KIND
 
@@ -112,7 +110,7 @@ class AtomsMetric:
         from cnnkit_equivariant.atoms.parity import Panel, draw_parity
 
         rows = self.rows()
-        files = [write_text(folder / "errors.csv", _csv(rows)), write_text(folder / "errors.md", _markdown(rows))]
+        files = [write_rows(folder / "errors.csv", rows), write_text(folder / "errors.md", _markdown(rows))]
         units = {"energy": ("energy per atom", "eV/atom"), "forces": ("forces", "eV/A"), "stress": ("stress", "eV/A^3")}
         panels = [Panel(title, unit, *self.pairs(what)) for what, (title, unit) in units.items()]
         panels = [panel for panel in panels if panel.truth.size]
@@ -140,12 +138,6 @@ def _cosines(truth: np.ndarray, found: np.ndarray) -> np.ndarray:
     lengths = np.linalg.norm(truth, axis=1) * np.linalg.norm(found, axis=1)
     known = np.isfinite(lengths) & (lengths > 1e-12)
     return (truth[known] * found[known]).sum(1) / lengths[known]
-
-
-def _csv(rows: Sequence[Sequence[str]]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()
 
 
 def _markdown(rows: Sequence[Sequence[str]]) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from ase.stress import voigt_6_to_full_3x3_stress
-from cnnkit.engine.files import write_text
+from cnnkit.engine.files import write_rows
 from cnnkit.errors import InputWarning
 from torch_geometric.data import Batch, Data
 
@@ -81,21 +79,21 @@ class Relaxed:
         """Write ``NAME.relaxed.extxyz``, ``NAME.csv``, and ``NAME.png`` or a picture for each of the first frames, and return them."""
         ends = [one.atoms.copy() for one in self.relaxations]
         found = [_last(one) for one in self.relaxations]
-        files = [write_structures(folder / f"{name}.relaxed.extxyz", ends, found), write_text(folder / f"{name}.csv", self._table())]
+        files = [write_structures(folder / f"{name}.relaxed.extxyz", ends, found), write_rows(folder / f"{name}.csv", self._table())]
         for frame, one in list(zip(self.frames, self.relaxations, strict=True))[:PICTURES]:
             picture = folder / (f"{name}.png" if len(self.frames) == 1 else f"{name}.{frame.number}.png")
             files.append(draw_relaxation(picture, one, fmax=self.fmax))
         return files
 
-    def _table(self) -> str:
-        text = io.StringIO()
-        table = csv.writer(text, lineterminator="\n")
-        table.writerow(["Frame", "Formula", "Atoms", "Energy at the start (eV)", "Energy (eV)", "Largest force (eV/A)", "Steps", "Relaxed"])
+    def _table(self) -> list[list[object]]:
+        table: list[list[object]] = [
+            ["Frame", "Formula", "Atoms", "Energy at the start (eV)", "Energy (eV)", "Largest force (eV/A)", "Steps", "Relaxed"]
+        ]
         for frame, one in zip(self.frames, self.relaxations, strict=True):
             atoms, figures = frame.atoms, (one.energies[0], one.energies[-1], one.forces[-1])
             shown = [f"{value:.6f}" for value in figures]
-            table.writerow([frame.number, atoms.get_chemical_formula(), len(atoms), *shown, one.steps, "yes" if one.converged else "no"])
-        return text.getvalue()
+            table.append([frame.number, atoms.get_chemical_formula(), len(atoms), *shown, one.steps, "yes" if one.converged else "no"])
+        return table
 
 
 def _last(one: Relaxation) -> Predicted:

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from cnnkit.engine.files import write_text
 from cnnkit.errors import InputError
 from numpy.typing import NDArray
 
@@ -68,10 +64,3 @@ def _read_png(path: Path, channels: int) -> NDArray[np.floating]:
     except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise InputError(f"{path.name} cannot be read as png ({error})") from error
     return values if values.ndim == 2 else values.transpose(2, 0, 1)
-
-
-def write_table(path: Path, rows: Sequence[Sequence[object]]) -> Path:
-    """Write rows as CSV, atomically, and return the path."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return write_text(path, text.getvalue())

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-from cnnkit_equivariant.classification.files import write_table
+from cnnkit.engine.files import write_rows
 
 
 class ClassMetric:
@@ -67,7 +66,7 @@ class ClassMetric:
         for label, samples, recall, precision in zip(self.labels, counts.sum(1), _recalls(counts), _recalls(counts.T), strict=True):
             rows.append((label, int(samples), f"{recall:.4f}", f"{precision:.4f}"))
         table = [("", *self.labels), *((label, *map(int, row)) for label, row in zip(self.labels, counts, strict=True))]
-        return [write_table(folder / "labels.csv", rows), write_table(folder / "confusion.csv", table)]
+        return [write_rows(folder / "labels.csv", rows), write_rows(folder / "confusion.csv", table)]
 
 
 def _accuracy(counts: np.ndarray) -> float:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from cnnkit.engine.files import write_rows
 from cnnkit.errors import UsageError
 from cnnkit.options import RunOptions
 from torch import Tensor, nn
@@ -27,7 +28,7 @@ from cnnkit_equivariant.classification.data import (
     stack,
     train_loader,
 )
-from cnnkit_equivariant.classification.files import read_array, write_table
+from cnnkit_equivariant.classification.files import read_array
 from cnnkit_equivariant.classification.metrics import ClassMetric
 from cnnkit_equivariant.models._base import Classifier
 from cnnkit_equivariant.task import Batch, Equivariant
@@ -133,7 +134,7 @@ class Classification(Equivariant):
             name = run.name if len(predictions) == 1 else f"{run.name}_{number}"
             order = np.argsort(-verdict.probabilities, kind="stable")[: run.top]
             rows += [(name, str(rank), labels[i], f"{verdict.probabilities[i]:.6f}") for rank, i in enumerate(order, start=1)]
-        return [write_table(run.output / f"{run.name}.csv", rows)]
+        return [write_rows(run.output / f"{run.name}.csv", rows)]
 
     # The example.
 
