@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +12,7 @@ import pytest
 import torch
 import torchaudio
 from cnnkit.errors import ConfigError, InputError
+from cnnkit.testing.onnx_program import through_onnx
 from cnnkit_audio import frontends
 from cnnkit_audio.frontends import Fbank, FrontEnd, LogMel, Mfcc
 from torchaudio.compliance import kaldi
@@ -345,38 +345,23 @@ def test_what_is_exported_is_the_same(front: FrontEnd, monkeypatch: pytest.Monke
 
 def test_a_log_mel_spectrogram_is_exported_for_any_length() -> None:
     """torch.export 1e-5 of the features' range, ONNX (by onnxruntime) 1e-4, at two lengths that were not seen while exporting."""
-    onnxruntime = pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnxscript")
     front = frontends.efficientat().eval()
     samples = torch.export.Dim("samples", min=2_000, max=1_000_000)
     program = torch.export.export(front, (noise(4_000),), dynamic_shapes=({2: samples},))
-    stream = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(program, dynamo=True, verbose=False).save(stream)  # type: ignore[union-attr, arg-type]
-    session = onnxruntime.InferenceSession(stream.getvalue(), providers=["CPUExecutionProvider"])
+    exported = through_onnx(program)
     for length in (3_210, 8_000):
         x = noise(length, seed=length)
         expected = front(x)
         span = float(expected.max() - expected.min())
         torch.testing.assert_close(program.module()(x), expected, rtol=0, atol=1e-5 * span)
-        (exported,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
-        assert np.abs(exported - expected.numpy()).max() < 1e-4 * span
+        torch.testing.assert_close(exported(x), expected, rtol=0, atol=1e-4 * span)
 
 
 def test_spectra_and_their_inverse_are_exported() -> None:
     """1e-5 of the waveform, by onnxruntime, for another length."""
-    onnxruntime = pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnxscript")
     arguments: dict[str, Any] = {"n_fft": 256, "hop": 80, "win_length": 200}
     loop = torch.nn.Sequential(frontends.Stft(**arguments), frontends.InverseStft(**arguments))
     hops = torch.export.Dim("hops", min=10, max=1_000)
     program = torch.export.export(loop, (noise(4_000),), dynamic_shapes=({2: 80 * hops},))
-    stream = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(program, dynamo=True, verbose=False).save(stream)  # type: ignore[union-attr, arg-type]
-    session = onnxruntime.InferenceSession(stream.getvalue(), providers=["CPUExecutionProvider"])
     x = noise(8_000, seed=3)
-    (exported,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
-    assert np.abs(exported - x.numpy()).max() < 1e-5
+    torch.testing.assert_close(through_onnx(program)(x), x, rtol=0, atol=1e-5)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from cnnkit.errors import CheckpointError
+from cnnkit.testing.onnx_program import through_onnx
 from cnnkit.weights import load_weights
 from cnnkit_medseg.models.swin import MERGING, PatchMerging
 from cnnkit_medseg.models.swin_unetr import SwinUNETR
@@ -140,11 +141,6 @@ def test_torch_export_of_volumes():
 
 
 @pytest.mark.slow
-def test_onnx_of_images(tmp_path):
-    onnxruntime = pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnxscript")
+def test_onnx_of_images():
     program, x, expected = export(dims=2)
-    path = tmp_path / "model.onnx"
-    torch.onnx.export(program, dynamo=True, verbose=False).save(path)
-    (output,) = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, {"x": x.numpy()})
-    torch.testing.assert_close(torch.from_numpy(output), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(through_onnx(program)(x), expected, rtol=1e-4, atol=1e-4)
