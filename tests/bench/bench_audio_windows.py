@@ -1,9 +1,10 @@
 """Tagging ten minutes in overlapping windows: the task beside window by window at batch 1, and its memory.
 
 Windows of 10 s every 2.5 s and every second, one thread, processor time; scores must agree. The plain way loads the whole file and makes a
-spectrogram for each window. The task computes the spectrogram and the first two blocks once for all windows that hold them; the other two
-cannot be shared, as neither 2.5 s nor 1 s is a multiple of their stride, and are merged with their normalisations. Then the peak of memory
-on ten and on thirty minutes beyond that of two, each in a process of its own. Exits with 1 below a target, or if memory grows.
+spectrogram for each window by ``torch.stft``; a second one makes it by the plugin's own front end. The task computes the spectrogram and
+the first two blocks once for all windows that hold them; the other two cannot be shared, as neither 2.5 s nor 1 s is a multiple of their
+stride, and are merged with their normalisations. Then the peak of memory on ten and on thirty minutes beyond that of two, each in a
+process of its own. Exits with 1 if the task is less than three times as fast as the plain way, or if memory grows.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from pathlib import Path
 import numpy as np
 
 RATE, WINDOW = 32_000, 10.0
-TARGETS = {2.5: 2.3, 1.0: 3.0}
-"""How many times as fast the task is to be, by the seconds between windows."""
+HOPS = (2.5, 1.0)
+TARGET = 3.0
+"""How many times as fast as the plain way the task is to be."""
 GROWTH_MB = 8.0
 NETWORK = {"name": "audio/panns_cnn6", "args": {"widths": [4, 8, 16, 32], "window": WINDOW}}
 """A small network: the larger it is, the less its front end matters."""
@@ -70,7 +72,7 @@ def listen(task, model, path, hop=2.5):
     return tags.scores
 
 
-def window_by_window(model, path, hop):
+def window_by_window(model, path, hop, front):
     """Return the same scores the plain way: the file as a whole, then a spectrogram and a network call for each window."""
     import librosa
     import torch
@@ -80,25 +82,42 @@ def window_by_window(model, path, hop):
     with torch.no_grad():
         for start in range(0, signal.size - length + 1, round(hop * RATE)):
             clip = torch.from_numpy(signal[start : start + length])[None, None]
-            scores.append(model(clip).softmax(1)[0].numpy())
+            scores.append(model.head(model.embed(front(clip))).softmax(1)[0].numpy())
     return np.stack(scores)
 
 
+def plain_front(model):
+    """Return the network's log-mel spectrogram as it is usually written."""
+    import torch
+
+    mels, window = model.front.bank.banks.T.contiguous(), torch.hann_window(1024)
+
+    def front(clip):
+        spectrum = torch.stft(clip[0], 1024, 320, 1024, window, center=True, pad_mode="reflect", return_complex=True)
+        return 10 * (mels @ spectrum.abs().square()).clamp_min(1e-10).log10()[:, None]
+
+    return front
+
+
 def compare(task, model, path, hop):
-    """Print the processor seconds of both, whose scores agree, and return how many times as fast the task is."""
-    times, results = {"task": [], "plain": []}, {}
-    for _ in range(2):
-        for name, run in (("task", lambda: listen(task, model, path, hop)), ("plain", lambda: window_by_window(model, path, hop))):
+    """Print the processor seconds of all, whose scores agree, and return how many times as fast as the plain way the task is."""
+    runs = {
+        "task": lambda: listen(task, model, path, hop),
+        "window by window": lambda: window_by_window(model, path, hop, plain_front(model)),
+        "with the plugin's front end": lambda: window_by_window(model, path, hop, model.front),
+    }
+    times, results = {name: [] for name in runs}, {}
+    for _ in range(3):
+        for name, run in runs.items():
             start = time.process_time()
             results[name] = run()
             times[name].append(time.process_time() - start)
-    np.testing.assert_allclose(results["task"], results["plain"], atol=1e-4)
-    ours, plain = min(times["task"]), min(times["plain"])
-    windows = len(results["task"])
-    print(
-        f"10 minutes, {windows} windows every {hop:g} s: task {ours:.2f} s, window by window {plain:.2f} s: {plain / ours:.2f}x", flush=True
-    )
-    return plain / ours
+    ours, *others = (min(values) for values in times.values())
+    for name in list(runs)[1:]:
+        np.testing.assert_allclose(results["task"], results[name], atol=1e-4)
+    shown = ", ".join(f"{name} {value:.2f} s ({value / ours:.2f}x)" for name, value in zip(list(runs)[1:], others, strict=True))
+    print(f"10 minutes, {len(results['task'])} windows every {hop:g} s: task {ours:.2f} s, {shown}", flush=True)
+    return others[0] / ours
 
 
 def main() -> int:
@@ -107,13 +126,13 @@ def main() -> int:
         short, ten, thirty = (write_noise(Path(folder) / f"{minutes}.wav", minutes) for minutes in (2, 10, 30))
         task, model = task_and_model()
         listen(task, model, short)
-        ratios = [compare(task, model, ten, hop) / target for hop, target in TARGETS.items()]
+        ratios = [compare(task, model, ten, hop) for hop in HOPS]
         here, peaks = str(Path(__file__).parent), {}
         for file in (ten, thirty):
             code = MEMORY.format(here=here, first=str(short), file=str(file))
             peaks[file.stem] = float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
         print("peak of memory beyond that of two minutes: " + ", ".join(f"{name} minutes {value:.1f} MB" for name, value in peaks.items()))
-        return int(min(ratios) < 1 or max(peaks.values()) > GROWTH_MB)
+        return int(min(ratios) < TARGET or max(peaks.values()) > GROWTH_MB)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import shutil
 import sys
 import tempfile
 import time
@@ -33,9 +34,9 @@ from cnnkit_audio.codec.metrics import si_sdr
 from cnnkit_audio.codec.spectra import MelDistance
 from cnnkit_audio.config import Config
 from cnnkit_audio.models._codec import Codec
-from cnnkit_audio.sound import write_sound
 from cnnkit_audio.synth.voices import speech
 from cnnkit_audio.task import Audio
+from cnnkit_audio.writing import write_sound
 from torch import Tensor
 
 RECIPE = Path(__file__).parents[2] / "configs" / "audio" / "esc_small.yaml"
@@ -96,7 +97,8 @@ def record(folder: Path, count: int, rate: int, seconds: float = 3.0) -> Path:
     """Write recordings of voices, which are read faster than they are made; their seeds are those of no test."""
     folder.mkdir()
     for number in range(count):
-        write_sound(folder / f"{number:04d}.wav", speech(np.random.default_rng((3, number)), seconds, rate)[None], rate)
+        voice = speech(np.random.default_rng((3, number)), seconds, rate)[None]
+        write_sound(folder / f"{number:04d}.wav", voice, rate, subtype="FLOAT")  # 16 bits would fill the pauses with noise.
     return folder
 
 
@@ -114,13 +116,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", type=Path, default=RECIPE)
     parser.add_argument("--ckpt", type=Path, help="measure this network in place of training one")
+    parser.add_argument("--keep", type=Path, help="copy the trained network to this file")
     parser.add_argument("--recordings", type=int, default=400, help="voices to train on")
     parser.add_argument("--voices", type=int, default=12)
     parser.add_argument("--seconds", type=float, default=4.0)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        loaded = load(options.ckpt or train(options.recipe, Path(folder), options.recordings))
+        ckpt = options.ckpt or train(options.recipe, Path(folder), options.recordings)
+        loaded = load(ckpt)
+        if options.keep:
+            shutil.copyfile(ckpt, options.keep)
     task, model = loaded.task, loaded.model.eval()
     assert isinstance(model, Codec)
     with torch.no_grad():

@@ -39,9 +39,9 @@ LIMIT, LEAST = 0.5, 0.85
 CONFIG: dict[str, Any] = {
     "network": {"name": "audio/efficient_tdnn_supernet", "args": {"channels": [64] * 4, "kernels": [5] * 4, "cat": 192}},
     "embedding": {
-        "seconds": 1.0,
+        "seconds": 1.5,
         "batch_size": 64,
-        "voices": {"speakers": 150, "held_out": 30, "takes": 4, "seconds": 3.0},
+        "voices": {"speakers": 200, "held_out": 30, "takes": 3, "seconds": 5.0},
         "stages": [
             {"epochs": 6},
             {"epochs": 1, "kernels": [1, 3, 5]},

@@ -11,7 +11,7 @@ from cnnkit.count import count_macs, count_params, on_meta
 from cnnkit.errors import CheckpointError, ConfigError
 from cnnkit.layers.fuse import fuse
 from cnnkit.testing.compare import assert_near, randomise, without_gradient
-from cnnkit_audio.models.panns import WideConv2d
+from cnnkit_audio.models.panns import WideConv2d, halved
 from torch import Tensor, nn
 
 pytestmark = pytest.mark.paper("convnext-audioset")
@@ -153,3 +153,16 @@ def test_it_exports_with_its_front_end():
     ours: Any = randomise(small("cnn10"))
     program = torch.export.export(ours, (waves(9600),)).module()
     assert_near(program(waves(9600, seed=2)).detach(), ours(waves(9600, seed=2)).detach(), 1e-5)
+
+
+@pytest.mark.parametrize("form", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("size", [(8, 12), (7, 5), (2, 3)])
+def test_averages_are_those_of_pooling(form, size):
+    """1e-6, with and without gradients, also of odd sizes and of many channels."""
+    torch.manual_seed(0)
+    for channels in (3, 40):
+        x = torch.randn(2, channels, *size).to(memory_format=form)
+        expected = torch.nn.functional.avg_pool2d(x, 2)
+        torch.testing.assert_close(halved(x), expected, rtol=0, atol=1e-6)
+        with torch.inference_mode():
+            torch.testing.assert_close(halved(x), expected, rtol=0, atol=1e-6)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from cnnkit_audio.frontends._base import Framing, Window, exported, table, window_function
 
-PIECE = 1024
+PIECE = 256
 """Frames that are transformed at once on a processor."""
 
 
@@ -81,10 +81,16 @@ class Spectrum(nn.Module):
         return wide.unfold(-1, max(self.n_fft, framing.length), framing.hop), mean, first
 
     def of_frames(self, frames: Tensor, mean: Tensor | None = None, first: Tensor | None = None) -> Tensor:
-        """Return the energies ``(B, n, n_fft // 2 + 1)`` of frames that were cut by :meth:`cut`.
+        """Return the energies ``(B, n, n_fft // 2 + 1)`` of frames that were cut by :meth:`cut`."""
+        spectrum = self._transformed(frames, mean, first)
+        return self._magnitudes(spectrum.real, spectrum.imag)
 
-        Large tensors are changed in place: to fetch fresh memory costs more than to compute.
-        """
+    def squares_of_frames(self, frames: Tensor, mean: Tensor | None = None, first: Tensor | None = None) -> Tensor:
+        """Return the squares ``(B, n, 2 (n_fft // 2 + 1))`` of the real and the imaginary part of each bin, as they lie in memory."""
+        return torch.view_as_real(self._transformed(frames, mean, first)).flatten(-2).square()
+
+    def _transformed(self, frames: Tensor, mean: Tensor | None, first: Tensor | None) -> Tensor:
+        """Return the spectra; large tensors are changed in place, as to fetch fresh memory costs more than to compute."""
         window, share = self.window.to(frames.dtype), 1 - self.preemphasis
         windowed = frames * window
         if first is not None:
@@ -93,8 +99,7 @@ class Spectrum(nn.Module):
             windowed.addcmul_(mean, window, value=-share)
         if self.framing.length > self.n_fft:
             windowed = windowed.unflatten(-1, (-1, self.n_fft)).sum(-2)
-        spectrum = torch.fft.rfft(windowed)
-        return self._magnitudes(spectrum.real, spectrum.imag)
+        return torch.fft.rfft(windowed)
 
     def _magnitudes(self, real: Tensor, imag: Tensor) -> Tensor:
         energy = real.square().addcmul_(imag, imag)
@@ -138,10 +143,12 @@ class Bank(nn.Module):
 
     GROUPS = 4
     banks: Tensor
+    pairs: Tensor
 
     def __init__(self, banks: np.ndarray) -> None:
         super().__init__()
         self.register_buffer("banks", table(banks.T), persistent=False)
+        self.register_buffer("pairs", table(banks.T.repeat(2, 0)), persistent=False)
         edges = np.linspace(0, len(banks), min(self.GROUPS, len(banks)) + 1).astype(int).tolist()
         self.groups = [(first, last, *_used(banks[first:last])) for first, last in pairwise(edges)]
 
@@ -155,6 +162,12 @@ class Bank(nn.Module):
         sums = [energies[..., low:high] @ banks[low:high, first:last] for first, last, low, high in self.groups]
         return torch.cat(sums, -1).transpose(1, 2)
 
+    def of_squares(self, squares: Tensor) -> Tensor:
+        """Do the same for :meth:`Spectrum.squares_of_frames`; the product adds each pair, which is faster than a pass over them."""
+        pairs = self.pairs.to(squares.dtype)
+        sums = [squares[..., 2 * low : 2 * high] @ pairs[2 * low : 2 * high, first:last] for first, last, low, high in self.groups]
+        return torch.cat(sums, -1).transpose(1, 2)
+
 
 def band_energies(spectrum: Spectrum, bank: Bank, x: Tensor) -> Tensor:
     """Return ``bank(spectrum(x))``; on a processor some frames at a time, so that what lies between stays in its cache."""
@@ -162,9 +175,10 @@ def band_energies(spectrum: Spectrum, bank: Bank, x: Tensor) -> Tensor:
         return bank(spectrum(x))
     frames, *more = spectrum.cut(x)
     size, energies = max(1, PIECE // max(1, len(x))), []
+    transform, add = (spectrum.squares_of_frames, bank.of_squares) if spectrum.power == 2.0 else (spectrum.of_frames, bank)
     for begin in range(0, frames.shape[1], size):
         rest = [None if one is None else one[:, begin : begin + size] for one in more]
-        energies.append(bank(spectrum.of_frames(frames[:, begin : begin + size], *rest)))
+        energies.append(add(transform(frames[:, begin : begin + size], *rest)))
     return torch.cat(energies, -1)
 
 
