@@ -4,7 +4,7 @@ Windows of 10 s every 2.5 s and every second, one thread, processor time; scores
 spectrogram for each window by ``torch.stft``; a second one makes it by the plugin's own front end. The task computes the spectrogram and
 the first two blocks once for all windows that hold them; the other two cannot be shared, as neither 2.5 s nor 1 s is a multiple of their
 stride, and are merged with their normalisations. Then the peak of memory on ten and on thirty minutes beyond that of two, each in a
-process of its own. Exits with 1 if the task is less than three times as fast as the plain way, or if memory grows.
+process of its own. Exits with 1 below a target, or if memory grows.
 """
 
 from __future__ import annotations
@@ -18,9 +18,8 @@ from pathlib import Path
 import numpy as np
 
 RATE, WINDOW = 32_000, 10.0
-HOPS = (2.5, 1.0)
-TARGET = 3.0
-"""How many times as fast as the plain way the task is to be."""
+TARGETS = {2.5: (3.0, 2.3), 1.0: (3.0, 3.0)}
+"""How many times as fast the task is to be as the plain way, and as that with the plugin's front end, by the seconds between windows."""
 GROWTH_MB = 8.0
 NETWORK = {"name": "audio/panns_cnn6", "args": {"widths": [4, 8, 16, 32], "window": WINDOW}}
 """A small network: the larger it is, the less its front end matters."""
@@ -100,7 +99,7 @@ def plain_front(model):
 
 
 def compare(task, model, path, hop):
-    """Print the processor seconds of all, whose scores agree, and return how many times as fast as the plain way the task is."""
+    """Print the processor seconds of all, whose scores agree, and return the least of the task's ratios by their targets."""
     runs = {
         "task": lambda: listen(task, model, path, hop),
         "window by window": lambda: window_by_window(model, path, hop, plain_front(model)),
@@ -117,7 +116,7 @@ def compare(task, model, path, hop):
         np.testing.assert_allclose(results["task"], results[name], atol=1e-4)
     shown = ", ".join(f"{name} {value:.2f} s ({value / ours:.2f}x)" for name, value in zip(list(runs)[1:], others, strict=True))
     print(f"10 minutes, {len(results['task'])} windows every {hop:g} s: task {ours:.2f} s, {shown}", flush=True)
-    return others[0] / ours
+    return min(other / ours / target for other, target in zip(others, TARGETS[hop], strict=True))
 
 
 def main() -> int:
@@ -126,13 +125,13 @@ def main() -> int:
         short, ten, thirty = (write_noise(Path(folder) / f"{minutes}.wav", minutes) for minutes in (2, 10, 30))
         task, model = task_and_model()
         listen(task, model, short)
-        ratios = [compare(task, model, ten, hop) for hop in HOPS]
+        ratios = [compare(task, model, ten, hop) for hop in TARGETS]
         here, peaks = str(Path(__file__).parent), {}
         for file in (ten, thirty):
             code = MEMORY.format(here=here, first=str(short), file=str(file))
             peaks[file.stem] = float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
         print("peak of memory beyond that of two minutes: " + ", ".join(f"{name} minutes {value:.1f} MB" for name, value in peaks.items()))
-        return int(min(ratios) < TARGET or max(peaks.values()) > GROWTH_MB)
+        return int(min(ratios) < 1 or max(peaks.values()) > GROWTH_MB)
 
 
 if __name__ == "__main__":
