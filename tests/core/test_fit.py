@@ -277,6 +277,26 @@ def test_accumulation_equals_a_larger_batch(tmp_path):
         torch.testing.assert_close(left[name], right[name], rtol=0, atol=1e-6)
 
 
+def test_frozen_norms_keep_their_statistics_and_the_rest_learns(tmp_path):
+    """After two epochs of four, statistics stand still and are what the network is trained with, through validations and a resume."""
+    first = fit(toy({"freeze_norms_after": 2, "epochs": 2}), output=tmp_path, progress=False)
+    early = weights(first.last)
+    late = weights(fit(toy({"freeze_norms_after": 2, "epochs": 4}), output=tmp_path, resume=True, progress=False).last)
+    for name in ("1.running_mean", "1.running_var", "1.num_batches_tracked"):
+        assert torch.equal(late[name], early[name]), name
+    for name in ("0.weight", "1.weight", "4.bias"):
+        assert not torch.equal(late[name], early[name]), name
+    modes: list[tuple[bool, bool]] = []
+
+    class Watched(Toy):
+        def losses(self, model, batch):
+            modes.append((model[1].training, model[3].training))
+            return super().losses(model, batch)
+
+    fit(Watched(toy({"freeze_norms_after": 2}).cfg), output=tmp_path / "whole", progress=False)
+    assert modes == [(True, True)] * 8 + [(False, True)] * 8
+
+
 def test_patience_stops_and_stays_stopped(tmp_path):
     """With a vanishing learning rate no epoch is better than the first, so three more are made, and none on resume."""
     train = {"epochs": 50, "patience": 3, "optimizer": OptimizerConfig(lr=1e-30, schedule="constant")}
@@ -405,6 +425,7 @@ def test_event_files_are_written(tmp_path):
         ({"strategy": "fsdp"}, "train.strategy is 'fsdp'"),
         ({"precision": "8-bit"}, "cannot be set up here"),
         ({"ema": 1.0}, "train.ema"),
+        ({"freeze_norms_after": -1}, "train.freeze_norms_after is -1"),
         ({"optimizer": OptimizerConfig(warmup_steps=16)}, "warmup_steps=16 leaves nothing"),
         ({"monitor": "count"}, "needs train.mode"),
     ],

@@ -49,6 +49,8 @@ class TrainConfig:
         nodes: Machines.
         strategy: As Lightning names it: ``"auto"``, ``"ddp"``, ``"ddp_find_unused_parameters_true"`` ...
         sync_batchnorm: Share batch statistics over devices.
+        freeze_norms_after: Epochs after which batch normalisations keep their statistics, so that the rest is learnt with those
+            that the network will be used with; 0 for never. Small batches of differing items need it.
         ema: Decay of the moving average of the weights (for example 0.999); 0 for none. After ``n`` steps it is
             ``min(ema, (1 + n) / (10 + n))``. The average is what is validated and stored for use.
         validate_every: Epochs between validations.
@@ -73,6 +75,7 @@ class TrainConfig:
     nodes: int = 1
     strategy: str = "auto"
     sync_batchnorm: bool = False
+    freeze_norms_after: int = 0
     ema: float = 0.0
     validate_every: int = 1
     patience: int = 0

@@ -93,7 +93,7 @@ def check_train_config(config: TrainConfig) -> None:
     for name, least in (("epochs", 1), ("accumulate", 1), ("nodes", 1), ("validate_every", 1), ("log_every", 1)):
         if getattr(config, name) < least:
             raise ConfigError(f"train.{name} is {getattr(config, name)}; it must be at least {least}")
-    for name in ("devices", "clip_norm", "patience", "seed"):
+    for name in ("devices", "clip_norm", "patience", "seed", "freeze_norms_after"):
         if getattr(config, name) < 0:
             raise ConfigError(f"train.{name} is {getattr(config, name)}; it must not be negative")
     if not 0.0 <= config.ema < 1.0:

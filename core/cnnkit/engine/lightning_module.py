@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from cnnkit.config import dump_yaml, from_dict, read_yaml
 from cnnkit.engine.config import TrainConfig
@@ -178,6 +179,13 @@ class TaskModule(LightningModule):
         except (TypeError, NotImplementedError):
             return None
         return self.train_config.epochs * -(-batches // self.train_config.accumulate)
+
+    def on_train_epoch_start(self) -> None:
+        """Let batch normalisations keep their statistics from the configured epoch on; Lightning has set them to learn just before."""
+        after = self.train_config.freeze_norms_after
+        if after and self.current_epoch >= after:
+            for norm in (module for module in self.model.modules() if isinstance(module, _BatchNorm)):
+                norm.eval()
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the sum of the task's losses for one batch."""
