@@ -279,15 +279,36 @@ def test_stages_of_training() -> None:
     batch = next(iter(loader))
     before = model.quantisers[0].codebooks[0].embedding.weight.clone()
     first = task.losses(model, batch)
-    assert float(first["commitment"].detach()) == float(first["codebook"].detach()) == 0 and not model.codebooks_fitted
+    assert float(first["commitment"].detach()) == float(first["codebook"].detach()) == 0 and int(model.codebooks_fitted) == 0
     loader.set_epoch(1)
     later = next(iter(loader))
     second = task.losses(model, later)
-    assert model.codebooks_fitted and float(second["codebook"].detach()) > 0
+    assert int(model.codebooks_fitted) == 1 and float(second["codebook"].detach()) > 0
     after = model.quantisers[0].codebooks[0].embedding.weight.clone()
     assert not torch.equal(before, after)
     task.losses(model, later)
     assert torch.equal(after, model.quantisers[0].codebooks[0].embedding.weight)
+
+
+def test_codebooks_are_refitted_once_at_each_epoch_that_is_named() -> None:
+    """k-means runs at the first batch of the epoch and not again, nor in evaluation; an entry that nothing is near comes back."""
+    torch.manual_seed(0)
+    task = coding(pretrain_epochs=0, refit_epochs=(2,), init_vectors=60)
+    model: Any = task.model().train()
+    loader: Any = task.loader("train")
+    fits = []
+    for epoch in range(4):
+        loader.set_epoch(epoch)
+        for batch in list(loader)[:2]:
+            task.losses(model, batch)
+            fits.append(int(model.codebooks_fitted))
+            if epoch == 1:
+                with torch.no_grad():
+                    model.quantisers[0].codebooks[0].embedding.weight[0] = 1e3
+    assert fits == [1, 1, 1, 1, 2, 2, 2, 2]
+    assert float(model.quantisers[0].codebooks[0].embedding.weight.detach().abs().max()) < 100
+    with pytest.raises(ConfigError, match="refit_epochs has 3; accepted: epochs after codec.pretrain_epochs=5"):
+        coding(pretrain_epochs=5, refit_epochs=(3,)).loader("train")
 
 
 def test_measures_every_rate() -> None:

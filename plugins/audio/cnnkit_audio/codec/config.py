@@ -57,12 +57,15 @@ class CodecConfig:
         data: Recordings to train and to measure on.
         loss: The losses.
         pretrain_epochs: Epochs at the start in which nothing is quantised.
+        refit_epochs: Later epochs at whose start the codebooks are set from data once more: entries that nothing is near any longer, as the
+            network has moved away from them, come into use again.
         level_dropout: Share of the clips whose number of levels is drawn; the others send all.
-        init_vectors: Vectors of each codebook that k-means sees when quantisation begins; at least those of one batch are taken.
+        init_vectors: Vectors of each codebook that k-means sees when it sets the codebooks; at least those of one batch are taken.
     """
 
     data: CodecDataConfig = field(default_factory=CodecDataConfig)
     loss: CodecLossConfig = field(default_factory=CodecLossConfig)
     pretrain_epochs: int = 15
+    refit_epochs: tuple[int, ...] = ()
     level_dropout: float = 0.75
     init_vectors: int = 8192

@@ -83,9 +83,11 @@ def train_loader(cfg: CodecConfig, *, levels: int, rate: int, seed: int) -> Epoc
     """Return the batches of one epoch after another: ``{"wave": (B, 1, T), "levels": (B,), "epoch": (B,)}``.
 
     Raises:
-        ConfigError: If a folder holds no sounds, or clips have no length.
+        ConfigError: If a folder holds no sounds, clips have no length, or codebooks are to be refitted before they were fitted.
     """
     data = cfg.data
+    if early := [epoch for epoch in cfg.refit_epochs if epoch <= cfg.pretrain_epochs]:
+        raise ConfigError(f"codec.refit_epochs has {early[0]}; accepted: epochs after codec.pretrain_epochs={cfg.pretrain_epochs}")
     if not data.seconds * rate >= 1:
         raise ConfigError(f"codec.data.seconds={data.seconds} is no time; accepted: more than 0")
     files = find_sounds(data.train, "train")

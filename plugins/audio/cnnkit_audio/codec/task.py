@@ -133,11 +133,11 @@ class Coding(Audio):
         return data.whole_speech(cfg.data, split, rate=shape.sample_rate)
 
     def losses(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Return the losses; the first batch that is quantised sets the codebooks before."""
+        """Return the losses; the first batch that is quantised sets the codebooks before, and so does the first of each later refit."""
         assert isinstance(model, Codec)
-        wave = batch["wave"]
-        quantise = int(batch["epoch"][0]) >= self.cfg.codec.pretrain_epochs
-        if quantise and model.training and not model.codebooks_fitted:
+        cfg, wave, epoch = self.cfg.codec, batch["wave"], int(batch["epoch"][0])
+        quantise = epoch >= cfg.pretrain_epochs
+        if model.training and int(model.codebooks_fitted) < sum(at <= epoch for at in (cfg.pretrain_epochs, *cfg.refit_epochs)):
             self._fit_codebooks(model, batch)
         coded = model(wave, batch["levels"] if quantise else None, quantise=quantise)
         return self._loss.to(wave.device)(coded, wave)

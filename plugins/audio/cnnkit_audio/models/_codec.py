@@ -43,7 +43,7 @@ class Codec(SoundModel):
 
     job = "codec"
     codebooks_fitted: Tensor
-    """Whether the codebooks have been set from data, or trained."""
+    """How often the codebooks have been set from data; one for codebooks that came trained."""
 
     def __init__(self, *, sample_rate: int, levels: int, groups: int, codebook_size: int, frame: int) -> None:
         super().__init__(sample_rate=sample_rate)

@@ -148,7 +148,7 @@ class ESC(Codec):
         self.n_fft, self.hop_length, self.depth = n_fft, hop_length, depth
         self.token, self.side = hop_length * patch_size[1], window
         self.register_buffer("window", torch.hann_window(win_length), persistent=False)
-        self.register_buffer("codebooks_fitted", torch.tensor(False))
+        self.register_buffer("codebooks_fitted", torch.tensor(0))
         self.quantizers = nn.ModuleList()
         for level, width in enumerate(codebook_channels):
             scale = levels - max(level, 1)  # The first two levels are both at the coarsest scale.
@@ -213,7 +213,7 @@ class ESC(Codec):
             for group, vq in enumerate(quantiser.codebooks):
                 vectors = torch.cat([parts[group].flatten(0, 1) for parts in gathered])
                 vq.embedding.weight.copy_(fit_codebook(vectors, self.codebook_size, match=vq.match, generator=generator))
-        self.codebooks_fitted.fill_(True)
+        self.codebooks_fitted.add_(1)
 
     def _to_code(self, wave: Tensor, level: int) -> list[Tensor]:
         """Return what the groups of a level quantise."""
@@ -303,7 +303,7 @@ def _from_official(state: dict[str, Tensor]) -> dict[str, Tensor]:
         if key.endswith("relative_position_bias_table"):
             side = math.isqrt(value.shape[0])
             converted[key] = value.T.unflatten(1, (side, side)).flip(1, 2)
-    converted["codebooks_fitted"] = torch.tensor(True)
+    converted["codebooks_fitted"] = torch.tensor(1)
     return converted
 
 
