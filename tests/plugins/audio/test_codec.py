@@ -307,7 +307,7 @@ def test_codebooks_are_refitted_once_at_each_epoch_that_is_named() -> None:
                     model.quantisers[0].codebooks[0].embedding.weight[0] = 1e3
     assert fits == [1, 1, 1, 1, 2, 2, 2, 2]
     assert float(model.quantisers[0].codebooks[0].embedding.weight.detach().abs().max()) < 100
-    with pytest.raises(ConfigError, match="refit_epochs has 3; accepted: epochs after codec.pretrain_epochs=5"):
+    with pytest.raises(ConfigError, match=r"refit_epochs has 3; accepted: epochs after codec.pretrain_epochs=5"):
         coding(pretrain_epochs=5, refit_epochs=(3,)).loader("train")
 
 
