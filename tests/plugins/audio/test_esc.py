@@ -145,30 +145,6 @@ def test_choice_is_the_nearest_direction() -> None:
     assert torch.equal(book.decode(codes)[1], torch.tensor([0.0, 0.1]))
 
 
-def test_choice_by_distance_finds_the_short_entry() -> None:
-    """By hand: of entries in one direction the nearest is taken, which for a quiet vector is the short one; losses are smaller for it."""
-    entries = torch.tensor([[4.0, 0.0], [0.1, 0.0], [0.0, -2.0]])
-    z = torch.tensor([[0.3, 0.1], [2.5, 0.0], [1.0, -1.9], [0.0, 0.0]])
-    codes = {}
-    for match in ("direction", "distance"):
-        book = Codebook(3, 2, match)
-        with torch.no_grad():
-            book.embedding.weight.copy_(entries)
-        codes[match] = book.encode(z)
-    assert codes["distance"].tolist() == torch.cdist(z, entries).argmin(1).tolist() == [1, 0, 2, 1]
-    assert codes["direction"].tolist() == [0, 0, 2, 0]
-
-
-def test_kmeans_by_distance_tells_lengths_apart() -> None:
-    """Clusters in one direction but of two lengths get an entry each; by direction they share one."""
-    generator = torch.Generator().manual_seed(0)
-    centres = torch.cat([torch.eye(3), 0.1 * torch.eye(3)])
-    vectors = (centres[:, None] + 0.003 * torch.randn(6, 50, 3, generator=generator)).flatten(0, 1)
-    found = {match: fit_codebook(vectors, 6, match=match, generator=generator) for match in ("direction", "distance")}
-    worst = {match: float(torch.cdist(centres, entries).min(1).values.max()) for match, entries in found.items()}
-    assert worst["distance"] < 0.005 and worst["direction"] > 0.05
-
-
 def test_product_quantiser_in_closed_form() -> None:
     """With projections that are one another's inverse and an entry for every vector, nothing is lost, and both losses are zero."""
     quantiser = ProductQuantiser(2, 2, overlap=2, groups=2, size=4, code_channels=4)
@@ -248,8 +224,6 @@ def test_errors_say_what_to_do() -> None:
         ESC(**{**SMALL, "n_fft": 380})
     with pytest.raises(ConfigError, match="4 channels want 3 heads and 4"):
         ESC(**{**SMALL, "heads": (2, 2)})
-    with pytest.raises(ConfigError, match="match='angle' is no way to compare; accepted: direction, distance"):
-        ESC(**SMALL, match="angle")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match=r"no 5 levels; accepted: 1 \(0.75 kbit/s\)"):
         ESC(**SMALL).encode(voice(640), 5)
     with pytest.raises(CheckpointError, match="no layout"):

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from typing import ClassVar, get_args
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from cnnkit_audio.models._codec import Codec, Coded
 from cnnkit_audio.models.esc_layers import Merge, PatchEmbed, PatchJoin, Split, Stage
-from cnnkit_audio.models.esc_quantize import Match, ProductQuantiser, fit_codebook
+from cnnkit_audio.models.esc_quantize import ProductQuantiser, fit_codebook
 
 
 class Encoder(nn.Module):
@@ -96,7 +96,6 @@ class ESC(Codec):
         groups: Parts into which the vector of a code frame is split at each level.
         codebook_size: Entries of a codebook.
         codebook_channels: Dimensions of an entry, by level.
-        match: In what the entry of a vector is the nearest: ``"direction"`` as in the paper, or ``"distance"``, which serves pauses.
 
     Shapes:
         x: ``(B, 1, T)`` in [-1, 1], of any length from one sample.
@@ -126,7 +125,6 @@ class ESC(Codec):
         groups: int = 3,
         codebook_size: int = 1024,
         codebook_channels: Sequence[int] = (8, 8, 8, 8, 8, 8),
-        match: Match = "direction",
     ) -> None:
         levels = len(channels)
         super().__init__(
@@ -143,8 +141,6 @@ class ESC(Codec):
             raise ConfigError(f"hop_length={hop_length} must be below win_length={win_length}, and that at most n_fft={n_fft}")
         if codebook_size < 2:
             raise ConfigError(f"codebook_size={codebook_size} says nothing; accepted: 2 or more")
-        if match not in get_args(Match):
-            raise ConfigError(f"match={match!r} is no way to compare; accepted: {', '.join(get_args(Match))}")
         self.n_fft, self.hop_length, self.depth = n_fft, hop_length, depth
         self.token, self.side = hop_length * patch_size[1], window
         self.register_buffer("window", torch.hann_window(win_length), persistent=False)
@@ -152,9 +148,8 @@ class ESC(Codec):
         self.quantizers = nn.ModuleList()
         for level, width in enumerate(codebook_channels):
             scale = levels - max(level, 1)  # The first two levels are both at the coarsest scale.
-            shape = (channels[scale], high >> scale)
             self.quantizers.append(
-                ProductQuantiser(*shape, overlap=overlap, groups=groups, size=codebook_size, code_channels=width, match=match)
+                ProductQuantiser(channels[scale], high >> scale, overlap=overlap, groups=groups, size=codebook_size, code_channels=width)
             )
         patch = (patch_size[0], patch_size[1])
         self.encoder = Encoder(channels, heads, patch=patch, depth=depth, window=window, mlp_ratio=mlp_ratio)
@@ -212,7 +207,7 @@ class ESC(Codec):
             gathered = [self._to_code(wave, level) for wave in waves]
             for group, vq in enumerate(quantiser.codebooks):
                 vectors = torch.cat([parts[group].flatten(0, 1) for parts in gathered])
-                vq.embedding.weight.copy_(fit_codebook(vectors, self.codebook_size, match=vq.match, generator=generator))
+                vq.embedding.weight.copy_(fit_codebook(vectors, self.codebook_size, generator=generator))
         self.codebooks_fitted.add_(1)
 
     def _to_code(self, wave: Tensor, level: int) -> list[Tensor]:

@@ -6,21 +6,16 @@ A group ``x`` is projected to a few dimensions, and the entry that is nearest in
 
 The gradient passes the choice unchanged (``z`` in place of ``e_c``); the codebook loss draws ``e_c`` to ``z``, the commitment ``z`` to
 ``e_c``.
-
-With ``match="distance"``, our own addition, the nearest entry in space is chosen, ``c = argmin_k |z - e_k|``. A direction says nothing of
-loudness: where nearly nothing is left to code, as in pauses, any entry adds its whole length, while by distance a short one is found.
 """
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from cnnkit.errors import ConfigError
 from torch import Tensor, nn
-
-Match = Literal["direction", "distance"]
 
 
 class Quantised(NamedTuple):
@@ -38,23 +33,22 @@ class Quantised(NamedTuple):
 
 
 class Codebook(nn.Module):
-    """Entries of which the nearest stands for a vector.
+    """Entries of which the nearest in direction stands for a vector.
 
     Args:
         size: Number of entries.
         channels: Dimensions.
-        match: In what it is the nearest.
     """
 
-    def __init__(self, size: int, channels: int, match: Match = "direction") -> None:
+    def __init__(self, size: int, channels: int) -> None:
         super().__init__()
-        self.match = match
         self.embedding = nn.Embedding(size, channels)
         nn.init.kaiming_normal_(self.embedding.weight)
 
     def encode(self, z: Tensor) -> Tensor:
         """Return the numbers of the entries ``(...)`` for vectors ``(..., channels)``."""
-        return _nearness(z, self.embedding.weight, self.match).argmax(-1)
+        # Neither the length of z nor those of the unit entries matter for which distance is the smallest.
+        return (z @ F.normalize(self.embedding.weight, dim=-1).T).argmax(-1)
 
     def decode(self, codes: Tensor) -> Tensor:
         """Return the entries ``(..., channels)`` of numbers ``(...)``."""
@@ -71,22 +65,19 @@ class ProductQuantiser(nn.Module):
         groups: Groups that the vector of a code frame is split into; the last takes the rest.
         size: Entries of a codebook.
         code_channels: Dimensions of an entry.
-        match: In what the entry of a vector is the nearest.
 
     Shapes:
         x: ``(B, frequencies, W, channels)`` with ``W`` a multiple of ``overlap``; codes are ``(B, groups, W / overlap)``.
     """
 
-    def __init__(
-        self, channels: int, frequencies: int, *, overlap: int, groups: int, size: int, code_channels: int, match: Match = "direction"
-    ) -> None:
+    def __init__(self, channels: int, frequencies: int, *, overlap: int, groups: int, size: int, code_channels: int) -> None:
         super().__init__()
         whole = channels * frequencies * overlap
         if not 1 <= groups <= whole:
             raise ConfigError(f"groups={groups} cannot split vectors of {whole} numbers; accepted: 1 to {whole}")
         self.channels, self.frequencies, self.overlap = channels, frequencies, overlap
         self.widths = [whole // groups] * (groups - 1) + [whole - whole // groups * (groups - 1)]
-        self.vqs = nn.ModuleList(Codebook(size, code_channels, match) for _ in self.widths)
+        self.vqs = nn.ModuleList(Codebook(size, code_channels) for _ in self.widths)
         self.down_projs = nn.ModuleList(nn.Linear(width, code_channels, bias=False) for width in self.widths)
         self.up_projs = nn.ModuleList(nn.Linear(code_channels, width, bias=False) for width in self.widths)
 
@@ -135,10 +126,8 @@ class ProductQuantiser(nn.Module):
         return x.flatten(1, 2).permute(0, 3, 1, 2)
 
 
-def fit_codebook(
-    vectors: Tensor, size: int, *, match: Match = "direction", iterations: int = 20, generator: torch.Generator | None = None
-) -> Tensor:
-    """Return entries for vectors, by k-means whose choice is the quantiser's.
+def fit_codebook(vectors: Tensor, size: int, *, iterations: int = 20, generator: torch.Generator | None = None) -> Tensor:
+    """Return entries for vectors, by k-means whose choice is the quantiser's: the nearest in direction.
 
     The first entries are drawn as k-means++ does, far from those that there are; an entry that nothing is nearest to moves to the vector
     that is stood for worst.
@@ -146,7 +135,6 @@ def fit_codebook(
     Args:
         vectors: ``(N, channels)``.
         size: Number of entries. If there are fewer vectors, the entries are the vectors, repeated and slightly moved.
-        match: In what the entry of a vector is the nearest.
         iterations: Rounds of choosing and averaging.
         generator: Of the draws, on the CPU.
 
@@ -158,34 +146,25 @@ def fit_codebook(
         tiled = vectors.repeat(-(-size // number), 1)[:size]
         noise = torch.randn(tiled.shape, generator=generator).to(tiled)
         return tiled + 1e-2 * vectors.std() * noise
-    compared = F.normalize(vectors, dim=-1) if match == "direction" else vectors
-    entries = vectors[_spread_out(compared, size, generator)]
-    own = compared.square().sum(-1) / 2
+    directions = F.normalize(vectors, dim=-1)
+    entries = _spread_out(directions, vectors, size, generator)
     for _ in range(iterations):
-        nearness, chosen = _nearness(compared, entries, match).max(-1)
+        closeness, chosen = (directions @ F.normalize(entries, dim=-1).T).max(-1)
         counts = torch.bincount(chosen, minlength=size)
         sums = torch.zeros_like(entries).index_add_(0, chosen, vectors)
         entries = torch.where(counts[:, None] > 0, sums / counts.clamp_min(1)[:, None], entries)
         unused = (counts == 0).nonzero()[:, 0]
-        entries[unused] = vectors[(nearness - own).topk(len(unused), largest=False).indices]
+        entries[unused] = vectors[closeness.topk(len(unused), largest=False).indices]
     return entries
 
 
-def _nearness(z: Tensor, entries: Tensor, match: Match) -> Tensor:
-    """Return half the negative squared distances ``(..., size)``, up to what is the same for all entries."""
-    if match == "direction":
-        # Neither the length of z nor those of the unit entries matter for which is the nearest.
-        return z @ F.normalize(entries, dim=-1).T
-    return z @ entries.T - entries.square().sum(-1) / 2
-
-
-def _spread_out(vectors: Tensor, size: int, generator: torch.Generator | None) -> list[int]:
-    """Draw the places of vectors one after the other, each with the probability of its squared distance from those before."""
+def _spread_out(directions: Tensor, vectors: Tensor, size: int, generator: torch.Generator | None) -> Tensor:
+    """Draw vectors one after the other, each with the probability of its squared distance in direction from those before."""
     draws = torch.rand(size, generator=generator).tolist()
     picked = [int(draws[0] * len(vectors))]
-    distance = (vectors - vectors[picked[0]]).square().sum(-1)
+    distance = (1 - directions @ directions[picked[0]]).clamp_min(0)
     for draw in draws[1:]:
         total = distance.cumsum(0)
         picked.append(min(int(torch.searchsorted(total, draw * total[-1])), len(vectors) - 1))
-        distance = torch.minimum(distance, (vectors - vectors[picked[-1]]).square().sum(-1))
-    return picked
+        distance = torch.minimum(distance, (1 - directions @ directions[picked[-1]]).clamp_min(0))
+    return vectors[picked].clone()
