@@ -9,7 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-SLOW = frozenset({"quality_swin_unetr", "quality_superres", "quality_audio_taggers"})  # They train networks for many minutes.
+AUDIO = ("codec", "effect", "speakers", "taggers")
+SLOW = frozenset({"quality_swin_unetr", "quality_superres", *(f"quality_audio_{name}" for name in AUDIO)})  # They train for many minutes.
 
 
 def chosen(words: list[str]) -> list[Path]:
