@@ -166,7 +166,8 @@ class _Luminance:
         if self.colours.shape[1:] != parts[0].shape:
             self.colours = np.empty((2, *parts[0].shape))
         self.colours[0], self.colours[1] = parts
-        a, b = colour.luminance_of_steps(self.colours, self.peak)
+        # One by one: how a product is rounded depends on the place in it, and equal pictures have to differ by nothing at all.
+        a, b = (colour.luminance_of_steps(colours, self.peak) for colours in self.colours)
         return a, b
 
 

@@ -12,7 +12,7 @@ from cnnkit_medseg.models.swin_unetr import SwinUNETR
 from torch import nn
 
 pytestmark = pytest.mark.paper("swin-unetr")
-TOLERANCE = {torch.float32: dict(rtol=1e-4, atol=1e-5), torch.float64: dict(rtol=1e-10, atol=1e-10)}
+TOLERANCE = {torch.float32: dict(rtol=1e-4, atol=5e-5), torch.float64: dict(rtol=1e-10, atol=1e-10)}
 SMALL = dict(feature_size=12, depths=(2, 2, 1, 1))
 
 
