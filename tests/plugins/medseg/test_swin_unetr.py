@@ -12,7 +12,7 @@ from cnnkit_medseg.models.swin_unetr import SwinUNETR
 from torch import nn
 
 pytestmark = pytest.mark.paper("swin-unetr")
-TOLERANCE = {torch.float32: dict(rtol=1e-4, atol=5e-5), torch.float64: dict(rtol=1e-10, atol=1e-10)}
+TOLERANCE = {torch.float32: dict(rtol=1e-4, atol=1e-5), torch.float64: dict(rtol=1e-10, atol=1e-10)}
 SMALL = dict(feature_size=12, depths=(2, 2, 1, 1))
 
 
@@ -48,7 +48,9 @@ def test_equals_monai(dims, size, arch, dtype):
     ours, theirs = pair(dims, dtype, **arch)
     x = torch.randn(1, 2, *size, generator=torch.Generator().manual_seed(1), dtype=dtype)
     with torch.no_grad():
-        torch.testing.assert_close(ours(x), theirs(x), **TOLERANCE[dtype])
+        # Sums of 3-D float32 convolutions are up to 2e-5 apart on some processors; float64 decides.
+        tolerance = TOLERANCE[dtype] | ({"atol": 3e-5} if dims == 3 and dtype is torch.float32 else {})
+        torch.testing.assert_close(ours(x), theirs(x), **tolerance)
 
 
 def test_gradients_equal_monai():
